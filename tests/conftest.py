@@ -1,0 +1,70 @@
+"""Fixtures for every test: a Valkey server, and what to do where the kernel tests cannot run."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from stockade import valkey
+
+
+@pytest.fixture(scope="session")
+def _valkey_directory() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="stockade-test-valkey-"))  # short: a socket path has 107 bytes
+    with (directory / "log").open("wb") as log:
+        server = subprocess.Popen(
+            valkey.command(directory, durable=False), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        valkey.wait_until_ready(directory, server)
+        yield directory
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def redis_url(_valkey_directory: Path) -> str:
+    """The address of an empty Valkey server, as STOCKADE_REDIS takes it; one server a session, flushed per test."""
+    with redis.Redis(unix_socket_path=str(valkey.socket_path(_valkey_directory))) as client:
+        client.flushall()
+    return valkey.url(_valkey_directory)
+
+
+def kernel_tests_impossible() -> str | None:
+    """Why this process cannot run sandboxes, or None when it can be tried."""
+    if sys.platform != "linux":
+        return "needs Linux"
+    if os.geteuid() != 0:
+        return "needs root"
+    release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    if release < (5, 12):
+        return f"needs Linux 5.12, this is {os.uname().release}"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the kernel tests, saying why, where they cannot run; in CI run them all the same, so that they fail."""
+    reason = kernel_tests_impossible()
+    if reason is None or os.environ.get("CI") == "true":
+        return
+    for item in items:
+        if item.get_closest_marker("kernel"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """In CI a kernel test that skips itself has failed: a limit that nobody tried is not a limit."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and os.environ.get("CI") == "true" and item.get_closest_marker("kernel"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: a kernel test was skipped in CI: {report.longrepr}"
