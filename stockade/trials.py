@@ -1,21 +1,21 @@
 """What the doctor tries: each trial does the real thing once, in a forked child, and leaves nothing behind.
 
-A trial is a function that returns one sentence saying what it saw, or raises :class:`Impossible` (or lets an
-``OSError`` out) when the host cannot do it. :func:`attempt` runs it in a child of its own: namespaces, mounts,
-filters and identities changed there go with that child.
+A trial is a function that returns one sentence saying what it saw, or raises :class:`Impossible` (or lets
+an ``OSError`` out) when the host cannot do it. :func:`attempt` runs it in a child of its own: namespaces,
+mounts, filters and identities changed there go with that child.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,8 +152,6 @@ def namespaces() -> str:
 
 
 def _loopback_up() -> None:
-    import fcntl
-
     set_flags, up = 0x8914, 1
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, set_flags, struct.pack("16sh14x", b"lo", up))
@@ -192,12 +190,11 @@ def _user_namespace() -> Iterator[int]:
 
 def user_namespace() -> str:
     """Make a user namespace with a range of 65,536 ids that does not hold host uid 0, and live in it."""
-    setns, new_user = 308, NAMESPACES["user"]
     with _user_namespace() as namespace:
         inside = os.fork()
         if inside == 0:
             try:
-                _call("setns", setns, ctypes.c_int(namespace), ctypes.c_int(new_user))
+                _check(_libc.setns(namespace, NAMESPACES["user"]), "setns")
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
                 os._exit(0 if os.getuid() == 0 else 1)
@@ -253,7 +250,7 @@ def overlay() -> str:
         raise Impossible("a write through the overlay reached the lower directory")
     _refused("bytes", lambda: Path("/tmp/merged/big").write_bytes(bytes(2 << 20)))
     os.unlink("/tmp/merged/big")
-    _refused("inodes", lambda: [Path(f"/tmp/merged/{n}").touch() for n in range(64)])
+    _refused("inodes", lambda: [Path(f"/tmp/merged/{n}").write_bytes(b"") for n in range(64)])
     return "overlay over a tmpfs refused at its byte and its inode bound"
 
 
@@ -269,7 +266,8 @@ def _refused(bound: str, action: Callable[[], object]) -> None:
 
 def seccomp() -> str:
     """Install a filter that refuses one system call with an errno of its own, and make that call."""
-    uname, refusal, allow, errno_base = 63, errno.EXDEV, 0x7FFF0000, 0x00050000
+    uname = {"x86_64": 63, "aarch64": 160}[os.uname().machine]
+    refusal, allow, errno_base = errno.EXDEV, 0x7FFF0000, 0x00050000
     load_number, jump_if_equal, give_back = 0x20, 0x15, 0x06
     instructions = [
         (load_number, 0, 0, 0),
@@ -294,38 +292,3 @@ def seccomp() -> str:
             return "a filter was installed and refused the call it names"
         raise
     raise Impossible("a filter was installed and did not refuse the call it names")
-
-
-def eat_memory(total: int) -> None:
-    """Touch ``total`` bytes of memory, a page at a time (never returns a value; may be killed on the way)."""
-    block = bytearray(total)
-    for offset in range(0, total, 4096):
-        block[offset] = 1
-
-
-def fork_many(count: int) -> int:
-    """How many of ``count`` forks the kernel refused with EAGAIN; all children are gone on return."""
-    children, refused = [], 0
-    for _ in range(count):
-        try:
-            child = os.fork()
-        except BlockingIOError:
-            refused += 1
-            continue
-        if child == 0:
-            time.sleep(PATIENCE)
-            os._exit(0)
-        children.append(child)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return refused
-
-
-def spin(seconds: float) -> float:
-    """Burn CPU for ``seconds`` of wall time; returns the CPU seconds that this process got."""
-    end = time.monotonic() + seconds
-    before = time.process_time()
-    while time.monotonic() < end:
-        pass
-    return time.process_time() - before
