@@ -15,7 +15,7 @@ install: ## copy this checkout's packages into the virtual environment
 	@scripts/install
 
 demo: setup ## start everything, run good and hostile jobs over HTTP, show what became of them
-	@$(BIN)/stockade demo
+	@$(BIN)/python -P examples/demo.py
 
 test: setup ## all tests, those on the real kernel included
 	$(BIN)/python -m pytest

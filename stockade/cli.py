@@ -1,9 +1,33 @@
-"""The ``stockade`` command and its sub-commands."""
+"""The ``stockade`` command. A sub-command's module is imported when it is used: ``--help`` stays quick."""
+
+from importlib import import_module
 
 import click
 
+_COMMANDS = {
+    "up": "stockade.up_command",
+    "run": "stockade.run",
+    "doctor": "stockade.doctor",
+    "tenant": "stockade.keys",
+    "key": "stockade.keys",
+}
 
-@click.group()
+
+class _Lazy(click.Group):
+    """A group whose commands are attributes, of the same name, of the modules above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="stockade")
 def main() -> None:
     """Run untrusted programs under a policy: fresh namespaces, strict limits, a verdict with evidence."""

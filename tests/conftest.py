@@ -2,37 +2,35 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
 from stockade import valkey
+from stockade.children import Child
 
 
 @pytest.fixture(scope="session")
 def _valkey_directory() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="stockade-test-valkey-"))  # short: a socket path has 107 bytes
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen(
-            valkey.command(directory, durable=False), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+    server = Child("valkey", valkey.command(directory, durable=False), log=directory / "log")
     try:
-        valkey.wait_until_ready(directory, server)
+        server.start()
+        server.wait_until(lambda: valkey.answers(directory), timeout=30, pause=time.sleep)
         yield directory
     finally:
-        server.terminate()
-        server.wait(timeout=10)
+        server.stop(grace=10)
         shutil.rmtree(directory)
 
 
 @pytest.fixture
 def redis_url(_valkey_directory: Path) -> str:
-    """The address of an empty Valkey server, as STOCKADE_REDIS takes it; one server a session, flushed per test."""
+    """The address, as STOCKADE_REDIS takes it, of a Valkey server that is empty when the test starts."""
     with redis.Redis(unix_socket_path=str(valkey.socket_path(_valkey_directory))) as client:
         client.flushall()
     return valkey.url(_valkey_directory)
@@ -51,7 +49,7 @@ def kernel_tests_impossible() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the kernel tests, saying why, where they cannot run; in CI run them all the same, so that they fail."""
+    """Skip the kernel tests where they cannot run, saying why; in CI let them run, and fail."""
     reason = kernel_tests_impossible()
     if reason is None or os.environ.get("CI") == "true":
         return
@@ -60,11 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI a kernel test that skips itself has failed: a limit that nobody tried is not a limit."""
-    outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
+    report = yield
     if report.skipped and os.environ.get("CI") == "true" and item.get_closest_marker("kernel"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: a kernel test was skipped in CI: {report.longrepr}"
+    return report

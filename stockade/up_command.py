@@ -1,0 +1,80 @@
+"""The command ``stockade up``: checks, start, what to tell the user, stop."""
+
+import json
+import shlex
+from pathlib import Path
+
+import click
+
+from stockade import host, keys
+from stockade.children import ChildDied
+from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
+
+
+@click.command()
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/var/lib/stockade"),
+    show_default=True,
+    help="Directory of everything that is kept: jobs, keys, logs.",
+)
+@click.option("--listen", default="127.0.0.1:8000", show_default=True, help="HOST:PORT of the API.")
+@click.option("--slots", type=click.IntRange(1), help="Sandboxes at one time. [default: twice the cores]")
+@click.option("--image-host/--no-image-host", default=True, show_default=True, help="Offer the image `host`.")
+@click.option(
+    "--policies",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of policies (YAML) beside the built-in ones.",
+)
+@click.option("--grace", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds to stop in.")
+def up(
+    state: Path, listen: str, slots: int | None, image_host: bool, policies: Path | None, grace: float
+) -> None:
+    """Run the whole service on this machine until Ctrl-C: Valkey, launcher, worker and API."""
+    host.require_root("up")
+    host.split_listen(listen)
+    host.require_installed()
+    if policies:
+        policies = policies.absolute()
+        host.require_reachable(policies, "the policies", "Put them elsewhere, for example /etc/stockade/policies")
+    options = UpOptions(claim_state(state), listen, slots, image_host, policies, grace)
+    with host.locked(options.state):
+        host.require_free(listen)
+        _serve(Stack(options))
+
+
+def _serve(stack: Stack) -> None:
+    with Signals() as signals:
+        try:
+            stack.start(signals)
+            _greet(stack)
+            stack.watch(signals)
+        except Stopped as stopped:
+            click.echo(f"{stopped}: stopping")
+        except ChildDied as death:
+            raise click.ClickException(str(death)) from None
+        finally:
+            stack.stop()
+    click.echo("stopped; nothing is left running")
+
+
+def _greet(stack: Stack) -> None:
+    key = keys.development_key(stack.redis, stack.state / "dev-key")
+    click.echo(f"Stockade is ready on {stack.url} (reference: {stack.url}/docs)")
+    click.echo(f"API key of tenant {keys.DEFAULT_TENANT!r}, for development: {key}")
+    click.echo("Try:")
+    click.echo(f"  {curl_line(stack.url, key)}")
+    click.echo(f"Ctrl-C stops it. State and logs: {stack.state}")
+
+
+def curl_line(url: str, key: str) -> str:
+    """A command line that runs a first job and prints the finished job."""
+    body = json.dumps({"command": ["python3", "-c", "print(6 * 7)"]})
+    return shlex.join(
+        [
+            *("curl", "-sS", f"{url}/v1/jobs?wait=10"),
+            *("-H", f"Authorization: Bearer {key}", "-H", "Content-Type: application/json"),
+            *("-d", body),
+        ]
+    )
