@@ -1,0 +1,97 @@
+"""The queue between API and workers: Celery over Redis, one task, JSON, late acknowledgement, no result backend.
+
+Delivery is at least once and in the order of publication; that an attempt runs once is the store's doing
+(`Store.claim`). A message that never arrives is published again by the reaper, so neither a lost message nor a
+failed `Queue.publish` loses a job.
+"""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery
+
+from jobs import broker
+
+NAME = "default"
+PREFIX = "stockade:celery:"
+"""Before each of the broker's own keys, so that a Redis user can be confined to `stockade:*`."""
+LIST = PREFIX + NAME
+"""The Redis list that holds the messages."""
+VISIBILITY_TIMEOUT = 6 * 3600
+"""Seconds after which the broker redelivers what a vanished worker had fetched; longer than any job may last."""
+
+
+def broker_url(redis_url: str) -> str:
+    """The address of Redis as Celery takes it, for `redis://`, `rediss://`, `unix://` and `redis+socket://`."""
+    scheme, _, rest = redis_url.partition("://")
+    if scheme in ("unix", "redis+socket"):
+        return f"{broker.TRANSPORT}+socket://{rest}"
+    if scheme in ("redis", "rediss"):
+        return f"{broker.TRANSPORT}://{rest}"
+    raise ValueError(f"not the address of a Redis server: {urlsplit(redis_url).scheme}://…")
+
+
+def celery_app(redis_url: str) -> Celery:
+    """The Celery application that API and workers share. It knows no task; the worker adds the one there is."""
+    app = Celery("stockade", set_as_current=False, fixups=[])
+    app.conf.update(
+        broker_url=broker_url(redis_url),
+        broker_use_ssl={"ssl_cert_reqs": "required"} if redis_url.startswith("rediss://") else None,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=5,
+        broker_pool_limit=64,
+        broker_transport_options={
+            "global_keyprefix": PREFIX,
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        result_backend=None,
+        task_ignore_result=True,
+        task_default_queue=NAME,
+        task_create_missing_queues=False,
+        task_acks_late=True,
+        task_reject_on_worker_lost=False,
+        task_publish_retry=False,
+        task_send_sent_event=False,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_prefetch_count_reduction=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        event_queue_ttl=1,
+    )
+    return app
+
+
+class Queue:
+    """The publishing side of the queue, for one process. Safe for threads."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._app = celery_app(redis_url)
+
+    def publish(self, job_id: str, attempt: int) -> None:
+        """Send the message that lets a worker claim `attempt` of the job.
+
+        Raises kombu.exceptions.OperationalError when Redis is not there; the reaper then publishes it later.
+        """
+        publish(self._app, job_id, attempt)
+
+    def close(self) -> None:
+        """Close the connections to Redis."""
+        self._app.close()
+
+
+def publish(app: Celery, job_id: str, attempt: int) -> None:
+    """Send the message for one attempt over a given Celery application (see `Queue.publish`)."""
+    options: dict[str, Any] = {"task_id": f"{job_id}/{attempt}", "queue": NAME, "ignore_result": True}
+    app.send_task(broker.TASK, (job_id, attempt), **options)
