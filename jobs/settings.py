@@ -1,0 +1,120 @@
+"""Settings: what an installation decides, read once from the environment (`STOCKADE_*`).
+
+The address of Redis may hold a password, so it is in no repr; `Settings.redis_shown` is the form for logs.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "STOCKADE_"
+
+_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+
+
+class SettingsError(Exception):
+    """The environment holds a setting that cannot be used; the message names each and what is allowed."""
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError("must be redis://HOST:PORT/DB, rediss://… or unix:///PATH?db=DB")
+    if parts.scheme in ("unix", "redis+socket") and not parts.path.startswith("/"):
+        raise ValueError("must name an absolute path: unix:///PATH")
+    return url
+
+
+def _listen(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be HOST:PORT")
+    return address
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+class Settings(BaseModel):
+    """One installation's settings; each is read from `STOCKADE_` and its name in upper case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    redis: Annotated[str, AfterValidator(_address)] = Field(
+        default="redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey: redis://, rediss:// or unix://."
+    )
+    state: Path = Field(default=Path("/var/lib/stockade"), description="Directory of everything that is kept.")
+    launcher: Path = Field(
+        default=Path("/run/stockade/launcher.sock"), description="Socket on which the launcher listens."
+    )
+    listen: Annotated[str, AfterValidator(_listen)] = Field(
+        default="127.0.0.1:8000", description="Address on which the API listens, HOST:PORT."
+    )
+    policies: Path | None = Field(default=None, description="Directory of further policies (YAML).")
+    slots: Annotated[int, Ge(1), Le(4096)] = Field(
+        default_factory=lambda: 2 * _cores(), description="Sandboxes that one worker runs at a time."
+    )
+    image_host: bool = Field(
+        default=True, description="Whether jobs may run in the built-in image `host`: on or off."
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Return the settings that `environ` (default: the process's) holds; an empty one counts as not set.
+
+        Raises:
+            SettingsError: a value cannot be used.
+        """
+        source = os.environ if environ is None else environ
+        given = {name: source[PREFIX + name.upper()] for name in cls.model_fields if source.get(PREFIX + name.upper())}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            wrong = (f"{PREFIX}{str(found['loc'][0]).upper()}: {found['msg']}" for found in error.errors())
+            raise SettingsError("; ".join(wrong)) from None
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables from which `from_env` makes these settings again, for a process to be started."""
+        values = {name: value for name, value in self if value is not None}
+        values["image_host"] = "on" if self.image_host else "off"
+        return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+    @property
+    def host(self) -> str:
+        """The host part of `listen`, without brackets."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port of `listen`."""
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def redis_py(self) -> str:
+        """The address as redis-py reads it: a socket is `unix://PATH?db=N`."""
+        return self._socket("unix", "virtual_host", "db")
+
+    @property
+    def redis_celery(self) -> str:
+        """The address as Celery reads it: a socket is `redis+socket://PATH?virtual_host=N`."""
+        return self._socket("redis+socket", "db", "virtual_host")
+
+    @property
+    def redis_shown(self) -> str:
+        """The address without user, password and query: fit for logs."""
+        parts = urlsplit(self.redis)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+    def _socket(self, scheme: str, old: str, new: str) -> str:
+        """Return the address with a socket's scheme, and the key of its database number, put into one dialect."""
+        parts = urlsplit(self.redis)
+        if parts.scheme not in ("unix", "redis+socket"):
+            return self.redis
+        query = urlencode([(new if key == old else key, value) for key, value in parse_qsl(parts.query)])
+        return f"{scheme}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")

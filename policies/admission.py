@@ -1,0 +1,154 @@
+"""Admission: whether a policy lets a request in, and with what limits each of its steps will run.
+
+`admit` takes any object shaped like `Request` (`jobs.spec.JobSpec` is one), because policies know nothing of jobs.
+It finds everything that is wrong, not the first thing, and has no effects: the API asks it before a job is stored
+and the worker asks it again before the job is run.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from policies.limits import Limits, LimitsRequest
+from policies.model import Frozen
+from policies.policy import Policy
+from policies.violation import Violation, shown
+
+HOST_IMAGE = "host"
+"""The built-in image: a read-only view of the machine's own toolchain directories."""
+
+
+class StepRequest(Protocol):
+    """What admission reads of one step."""
+
+    @property
+    def name(self) -> str | None: ...
+
+    @property
+    def limits(self) -> LimitsRequest: ...
+
+
+class FileRequest(Protocol):
+    """What admission reads of one inline file."""
+
+    @property
+    def size(self) -> int: ...
+
+
+class Request(Protocol):
+    """What admission reads of a request."""
+
+    @property
+    def image(self) -> str: ...
+
+    @property
+    def command(self) -> StepRequest | None: ...
+
+    @property
+    def steps(self) -> Sequence[StepRequest] | None: ...
+
+    @property
+    def files(self) -> Sequence[FileRequest]: ...
+
+
+class AdmittedStep(Frozen):
+    """One step as it will run."""
+
+    name: str = Field(description='The step\'s name; "step-1", "step-2", … where the request gave none.')
+    limits: Limits = Field(description="The limits in force: what was asked, and the policy's defaults.")
+
+
+class Admission(Frozen):
+    """A policy's yes: everything that it decided about one request."""
+
+    policy: str = Field(description="Name of the policy.")
+    policy_digest: str = Field(description="Digest of the policy's content when it was asked.")
+    image: str = Field(description="The image that the job will run in.")
+    steps: tuple[AdmittedStep, ...] = Field(description="The steps in order.")
+
+    @property
+    def wall_time(self) -> float:
+        """Seconds that all steps together may take."""
+        return sum(step.limits.wall_time for step in self.steps)
+
+
+class AdmissionError(Exception):
+    """A policy's no.
+
+    Attributes:
+        violations: everything that the policy does not allow, in the order of the request.
+    """
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__("; ".join(f"{found.field}: {found.message}" for found in violations))
+        self.violations = tuple(violations)
+
+
+def admit(request: Request, policy: Policy, *, host_image: bool = True) -> Admission:
+    """Return how `request` will run under `policy`.
+
+    Args:
+        request: what is asked, of valid shape.
+        policy: the policy that the request names.
+        host_image: whether this installation offers the image `host` at all.
+
+    Raises:
+        AdmissionError: with every violation at once.
+    """
+    found = [*_image(request.image, policy, host_image), *_counts(request, policy)]
+    steps = []
+    for index, (field, step) in enumerate(_numbered(request)):
+        found.extend(_over_ceiling(field, step.limits, policy.ceilings))
+        name = step.name or default_name(index)
+        steps.append(AdmittedStep.model_construct(name=name, limits=step.limits.over(policy.defaults)))
+    if found:
+        raise AdmissionError(found)
+    return Admission.model_construct(
+        policy=policy.name, policy_digest=policy.digest, image=request.image, steps=tuple(steps)
+    )
+
+
+def default_name(index: int) -> str:
+    """Return the name of the step at `index` (from 0) when the request gives it none."""
+    return f"step-{index + 1}"
+
+
+def _numbered(request: Request) -> Iterator[tuple[str, StepRequest]]:
+    if request.command is not None:
+        yield "command", request.command
+    for index, step in enumerate(request.steps or ()):
+        yield f"steps[{index}]", step
+
+
+def _image(image: str, policy: Policy, host_image: bool) -> Iterator[Violation]:
+    if not policy.allows_image(image):
+        allowed = list(policy.images)
+        message = f"the policy {policy.name} does not allow this image"
+        yield Violation(field="image", got=shown(image), allowed=[*allowed], message=message)
+    elif image == HOST_IMAGE and not host_image:
+        message = "the image host is switched off on this installation"
+        yield Violation(field="image", got=image, allowed=None, message=message)
+
+
+def _counts(request: Request, policy: Policy) -> Iterator[Violation]:
+    if request.steps is not None and len(request.steps) > policy.steps_max:
+        yield _too_many("steps", len(request.steps), policy.steps_max, "steps")
+    if len(request.files) > policy.files_max:
+        yield _too_many("files", len(request.files), policy.files_max, "files")
+    total = sum(file.size for file in request.files)
+    if total > policy.files_bytes:
+        yield _too_many("files", total, policy.files_bytes, "bytes in all files together")
+
+
+def _too_many(field: str, got: int, allowed: int, noun: str) -> Violation:
+    return Violation(field=field, got=got, allowed=allowed, message=f"{got} {noun}; the policy allows {allowed}")
+
+
+def _over_ceiling(field: str, asked: LimitsRequest, ceilings: Limits) -> Iterator[Violation]:
+    for name in asked.model_fields_set:
+        got: Any = getattr(asked, name)
+        most = getattr(ceilings, name)
+        if got is not None and got > most:
+            message = f"{name} of {got} is over the policy's ceiling of {most}"
+            yield Violation(field=f"{field}.limits.{name}", got=got, allowed=most, message=message)

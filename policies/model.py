@@ -1,0 +1,16 @@
+"""The base of every model of the house: frozen, and closed to keys that it does not know."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """An immutable value. A key that it does not know is an error, never ignored."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=False,
+        ser_json_inf_nan="strings",
+        protected_namespaces=(),
+    )
