@@ -39,8 +39,10 @@ def main() -> int:
     cases = good_cases(graph, measurements) + hostile_cases()
     started = time.monotonic()
     with stack() as (url, key):
-        print(f"Stockade runs on {url}, started in {time.monotonic() - started:.1f} s. Sending {len(cases)} jobs.\n")
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as client:
+        print(f"Stockade runs on {url}, started in {time.monotonic() - started:.1f} s.")
+        print(f"Sending {len(cases)} jobs.\n")
+        headers = {"Authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
             jobs = run_all(client, cases)
             print_table(cases, jobs)
             wrong = [c for c in cases if jobs[c.name]["outcome"]["kind"] != c.expected]
@@ -57,9 +59,10 @@ def main() -> int:
 
 
 def good_cases(graph: str, measurements: str) -> list[Case]:
+    compile_command = ["g++", "-O2", "-std=c++17", "-o", "shortest_paths", "shortest_paths.cpp"]
     compiler = {
         "steps": [
-            {"name": "compile", "argv": ["g++", "-O2", "-std=c++17", "-o", "shortest_paths", "shortest_paths.cpp"]},
+            {"name": "compile", "argv": compile_command},
             {"name": "run", "argv": ["./shortest_paths"], "stdin": graph, "limits": {"memory": "32MiB"}},
         ],
         "files": [source("shortest_paths.cpp")],
@@ -84,7 +87,8 @@ def hostile_cases() -> list[Case]:
 
 def hostile(name: str, expected: str, limits: dict, **step: str) -> Case:
     command = {"argv": ["python3", f"{name}.py"], "limits": limits, **step}
-    return Case(name.replace("_", " "), {"command": command, "files": [source(f"hostile/{name}.py")]}, expected)
+    spec = {"command": command, "files": [source(f"hostile/{name}.py")]}
+    return Case(name.replace("_", " "), spec, expected)
 
 
 def source(name: str) -> dict:
@@ -184,7 +188,8 @@ def run_all(client: httpx.Client, cases: list[Case]) -> dict[str, dict]:
             if job["state"] != "finished":
                 jobs[name] = client.get(f"/v1/jobs/{job['id']}").raise_for_status().json()
         if time.monotonic() - started > PATIENCE:
-            sys.exit(f"demo: not finished after {PATIENCE:g} s: {[n for n in jobs if shown[n] != 'finished']}")
+            late = ", ".join(name for name, job in jobs.items() if job["state"] != "finished")
+            sys.exit(f"demo: not finished after {PATIENCE:g} s: {late}")
         time.sleep(0.1)
     return jobs
 

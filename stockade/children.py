@@ -61,7 +61,11 @@ class Child:
     def wait_until(
         self, ready: Callable[[], bool], timeout: float, pause: Callable[[float], None] = time.sleep
     ) -> None:
-        """Return when ``ready()`` holds; :class:`ChildDied` when the child ends or ``timeout`` seconds pass."""
+        """Return when ``ready()`` holds.
+
+        Raises:
+            ChildDied: the child ended, or ``timeout`` seconds passed.
+        """
         deadline = time.monotonic() + timeout
         while not ready():
             if status := self.status():

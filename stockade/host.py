@@ -20,7 +20,8 @@ def require_root(command: str) -> None:
     """Refuse when not root: only root can make the namespaces and cgroups of a sandbox."""
     if os.geteuid() != 0:
         raise click.ClickException(
-            f"`stockade {command}` must run as root: it makes namespaces and cgroups. Try: sudo stockade {command}"
+            f"`stockade {command}` must run as root: it makes namespaces and cgroups."
+            f" Try: sudo stockade {command}"
         )
 
 

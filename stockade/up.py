@@ -13,7 +13,6 @@ State directory: ``lock``, ``dev-key``, ``logs/``, ``valkey/``, ``launcher/``, a
 launcher's socket. All that must outlive a restart is in ``valkey/``.
 """
 
-import os
 import select
 import shutil
 import signal
@@ -29,6 +28,7 @@ from types import FrameType, TracebackType
 import click
 import httpx
 
+from jobs.settings import Settings
 from stockade import host, valkey
 from stockade.children import Child, ChildDied
 
@@ -110,20 +110,18 @@ class Stack:
         self._members = self._make_members()
 
     def _make_members(self) -> list[Member]:
-        slots = str(self.options.slots or 2 * (os.cpu_count() or 1))
-        image_host = "on" if self.options.image_host else "off"
-        env = {
-            "STOCKADE_REDIS": self.redis,
-            "STOCKADE_STATE": str(self.state),
-            "STOCKADE_LAUNCHER": str(self.launcher_socket),
-            "STOCKADE_LISTEN": self.options.listen,
-            "STOCKADE_SLOTS": slots,
-            "STOCKADE_IMAGE_HOST": image_host,
-        }
-        if self.options.policies:
-            env["STOCKADE_POLICIES"] = str(self.options.policies)
+        settings = Settings(
+            redis=self.redis,
+            state=self.state,
+            launcher=self.launcher_socket,
+            listen=self.options.listen,
+            policies=self.options.policies,
+            image_host=self.options.image_host,
+            **({"slots": self.options.slots} if self.options.slots else {}),
+        )
+        env = settings.environment()
         python = [sys.executable, "-I", "-m"]
-        launcher = launcher_command(self.launcher_socket, self.state / "launcher", image_host, slots)
+        launcher = launcher_command(settings, self.state / "launcher")
         data = self.state / "valkey"
         return [
             Member(self._child("valkey", valkey.command(data, durable=True)), lambda: valkey.answers(data)),
@@ -133,7 +131,11 @@ class Stack:
         ]
 
     def _child(
-        self, name: str, argv: list[str], env: dict[str, str] | None = None, user: str | None = host.SERVICE_USER
+        self,
+        name: str,
+        argv: list[str],
+        env: dict[str, str] | None = None,
+        user: str | None = host.SERVICE_USER,
     ) -> Child:
         return Child(name, argv, self.state / "logs" / f"{name}.log", user, env or {})
 
@@ -145,7 +147,7 @@ class Stack:
             return False
 
     def start(self, signals: Signals) -> None:
-        """Start all in order; returns when ``/readyz`` says yes. :class:`ChildDied` when one does not come up."""
+        """Start all in order; returns when ``/readyz`` says yes, :class:`ChildDied` when one never came up."""
         prepare(self.state)
         for member in self._members:
             member.child.start()
@@ -181,13 +183,27 @@ class Stack:
         valkey.socket_path(self.state / "valkey").unlink(missing_ok=True)
 
 
-def launcher_command(socket_path: Path, state: Path, image_host: str, slots: str) -> list[str]:
-    """The argument list that serves ``socket_path`` as the privileged launcher."""
+def launcher_command(settings: Settings, state: Path) -> list[str]:
+    """The argument list of the privileged launcher that serves ``settings.launcher`` and keeps ``state``."""
     return [
+        *_delegated(),
         *(sys.executable, "-I", "-m", "worker.sandbox.launcher"),
-        *("--socket", str(socket_path), "--group", host.SERVICE_USER, "--state", str(state)),
-        *("--image-host", image_host, "--slots", slots),
+        *("--socket", str(settings.launcher), "--group", host.SERVICE_USER, "--state", str(state)),
+        *("--image-host", "on" if settings.image_host else "off", "--slots", str(settings.slots)),
     ]
+
+
+def _delegated() -> tuple[str, ...]:
+    """What to run a launcher through, so that it has a cgroup of its own.
+
+    In cgroup v2 only a cgroup without processes can hand controllers to its children (cgroups(7)), and
+    the one of a login session has processes. Where systemd rules, it makes one; elsewhere the launcher
+    says itself what is missing.
+    """
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+    if Path("/run/systemd/system").is_dir() and controllers.exists() and "memory" in controllers.read_text():
+        return ("systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes", "--")
+    return ()
 
 
 def accepts(path: Path) -> bool:
@@ -226,5 +242,6 @@ def claim_state(state: Path) -> Path:
         raise click.ClickException(f"cannot make the state directory {state}: {error.strerror}") from None
     shutil.chown(state, 0, host.require_service_user().pw_gid)
     state.chmod(0o750)
-    host.require_reachable(state, "the state directory", "Choose another --state, for example /var/lib/stockade")
+    fix = "Choose another --state, for example /var/lib/stockade"
+    host.require_reachable(state, "the state directory", fix)
     return state

@@ -27,7 +27,9 @@ from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory of policies (YAML) beside the built-in ones.",
 )
-@click.option("--grace", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds to stop in.")
+@click.option(
+    "--grace", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds to stop in, each."
+)
 def up(
     state: Path, listen: str, slots: int | None, image_host: bool, policies: Path | None, grace: float
 ) -> None:
@@ -37,7 +39,8 @@ def up(
     host.require_installed()
     if policies:
         policies = policies.absolute()
-        host.require_reachable(policies, "the policies", "Put them elsewhere, for example /etc/stockade/policies")
+        fix = "Put them elsewhere, for example in /etc/stockade/policies"
+        host.require_reachable(policies, "the policies", fix)
     options = UpOptions(claim_state(state), listen, slots, image_host, policies, grace)
     with host.locked(options.state):
         host.require_free(listen)

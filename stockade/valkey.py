@@ -50,4 +50,3 @@ def answers(directory: Path) -> bool:
         return False
     finally:
         client.close()
-
