@@ -147,7 +147,7 @@ class Stack:
             return False
 
     def start(self, signals: Signals) -> None:
-        """Start all in order; returns when ``/readyz`` says yes, :class:`ChildDied` when one never came up."""
+        """Start all in order and return when ``/readyz`` says yes; :class:`ChildDied` when one does not come."""
         prepare(self.state)
         for member in self._members:
             member.child.start()
