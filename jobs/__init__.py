@@ -1,1 +1,1 @@
-"""What the API and the worker agree on: what is asked, the durable record, the outcome, the store and the queue."""
+"""What the API and the worker agree on: the request, the record, the outcome, the store, the queue."""

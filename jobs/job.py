@@ -1,4 +1,4 @@
-"""Job: the durable record of what was asked and what became of it; Attempt: one execution; Tenant: whose it is."""
+"""Job: the durable record of what was asked and what became of it; Attempt: one execution; Tenant: whose."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -12,7 +12,7 @@ from policies.admission import Admission
 from policies.model import Frozen
 
 ATTEMPTS_MAX = 3
-"""Executions of a job that may fail for reasons of ours before the job ends with `sandbox_error` or `worker_lost`."""
+"""Executions that may fail for reasons of ours before a job ends with `sandbox_error` or `worker_lost`."""
 
 
 class JobState(StrEnum):
@@ -55,7 +55,9 @@ class Job(Frozen):
         default=0, description="How often its execution was begun; more than once only where we failed."
     )
     created_at: AwareDatetime = Field(description="When it was accepted.")
-    started_at: AwareDatetime | None = Field(default=None, description="When its execution began; null before.")
+    started_at: AwareDatetime | None = Field(
+        default=None, description="When its execution began; null before."
+    )
     finished_at: AwareDatetime | None = Field(default=None, description="When it was finished; null before.")
     result: JobResult | None = Field(default=None, description="How it went; null until it is finished.")
 

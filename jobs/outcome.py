@@ -15,6 +15,8 @@ from pydantic_core import PydanticCustomError
 
 from policies.model import Frozen
 
+Bytes = bytes
+"""The type, where a field of that name hides it."""
 Count = Annotated[int, Strict(), Ge(0)]
 Seconds = Annotated[float, Strict(), Ge(0)]
 
@@ -45,7 +47,9 @@ class OutcomeKind(StrEnum):
 class Evidence(Frozen):
     """One observation behind an outcome."""
 
-    limit: str = Field(description="The limit that it is about, by its name in `limits`.", examples=["memory"])
+    limit: str = Field(
+        description="The limit that it is about, by its name in `limits`.", examples=["memory"]
+    )
     value: JsonValue = Field(description="The limit's value in force, in bytes, seconds or a count.")
     observed: JsonValue = Field(description="What was observed.")
     where: str = Field(description="Where it was read.", examples=["memory.events oom_kill"])
@@ -56,14 +60,17 @@ class Outcome(Frozen):
 
     kind: OutcomeKind = Field(description="Why, in one word.")
     exit_code: Annotated[int, Strict(), Ge(0)] | None = Field(
-        default=None, description="The program's exit status; null when a signal ended it or it never started."
+        default=None,
+        description="The program's exit status; null when a signal ended it or it never started.",
     )
     signal: Annotated[int, Strict(), Ge(1)] | None = Field(
         default=None, description="Number of the signal that ended the program, or null."
     )
     signal_name: str | None = Field(default=None, description="Its name.", examples=["SIGSEGV"])
     errno: str | None = Field(
-        default=None, description="Name of the error with which the program could not be started.", examples=["ENOENT"]
+        default=None,
+        description="Name of the error with which the program could not be started.",
+        examples=["ENOENT"],
     )
     message: str = Field(description="One sentence for people.")
     evidence: tuple[Evidence, ...] = Field(default=(), description="What this rests on.")
@@ -85,9 +92,15 @@ def signal_name(number: int) -> str:
 class Usage(Frozen):
     """What one step used, read from a cgroup and a file system of its own; setting up is not in it."""
 
-    cpu_time: Seconds = Field(description="CPU seconds of all processes (cpu.stat usage_usec; v1 cpuacct.usage).")
-    cpu_user: Seconds = Field(description="Of these in user mode (cpu.stat user_usec; v1 cpuacct.usage_user).")
-    cpu_system: Seconds = Field(description="Of these in the kernel (cpu.stat system_usec; v1 cpuacct.usage_sys).")
+    cpu_time: Seconds = Field(
+        description="CPU seconds of all processes (cpu.stat usage_usec; v1 cpuacct.usage)."
+    )
+    cpu_user: Seconds = Field(
+        description="Of these in user mode (cpu.stat user_usec; v1 cpuacct.usage_user)."
+    )
+    cpu_system: Seconds = Field(
+        description="Of these in the kernel (cpu.stat system_usec; v1 cpuacct.usage_sys)."
+    )
     cpu_throttled: Seconds = Field(
         description="Seconds it was held back by `cpus` (cpu.stat throttled_usec; v1 throttled_time)."
     )
@@ -109,6 +122,9 @@ class Omission(Frozen):
     at: Count = Field(description="Offset in the kept content, in bytes, at which bytes were dropped.")
     bytes: Count = Field(description="How many bytes were dropped there.")
 
+
+_PIECES_MAX = 3
+"""Bytes of a character of UTF-8 that may follow its first."""
 
 _ONE_CONTENT: dict[str, JsonValue] = {
     "oneOf": [
@@ -140,11 +156,11 @@ class Output(Frozen):
         return self
 
     @classmethod
-    def of(cls, head: "bytes", tail: "bytes" = b"", total: int | None = None) -> Self:
+    def of(cls, head: Bytes, tail: Bytes = b"", total: int | None = None) -> Self:
         """Return the output of which `head` and `tail` were kept.
 
-        Where the cut goes through a character of an output that is UTF-8, the pieces of that character are dropped
-        too, so that a long text stays text.
+        Where the cut goes through a character of an output that is UTF-8, the pieces of that character are
+        dropped too, so that a long text stays text.
 
         Args:
             head: the first bytes.
@@ -153,48 +169,54 @@ class Output(Frozen):
         """
         if total is None or total == len(head) + len(tail):
             return cls._build(head + tail, None)
-        if (whole := _whole_characters(head, tail)) is not None:
-            head, tail = whole
+        begin, end = _without_cut_end(head), _without_cut_start(tail)
+        if _is_text(begin) and _is_text(end):
+            head, tail = begin, end
         kept = head + tail
         return cls._build(kept, Omission.model_construct(at=len(head), bytes=total - len(kept)))
 
     @classmethod
-    def _build(cls, kept: "bytes", omitted: Omission | None) -> Self:
+    def _build(cls, kept: Bytes, omitted: Omission | None) -> Self:
         total = len(kept) + (omitted.bytes if omitted else 0)
+        text = base64 = None
         try:
-            text, base64 = kept.decode(), None
+            text = kept.decode()
         except UnicodeDecodeError:
-            text, base64 = None, b64encode(kept).decode()
-        return cls.model_construct(
-            text=text, base64=base64, bytes=total, truncated=omitted is not None, omitted=omitted
-        )
+            base64 = b64encode(kept).decode()
+        return cls(text=text, base64=base64, bytes=total, truncated=omitted is not None, omitted=omitted)
 
     @property
-    def data(self) -> "bytes":
+    def data(self) -> Bytes:
         """The kept content itself."""
         return binascii.a2b_base64(self.base64) if self.base64 is not None else (self.text or "").encode()
 
 
-def _whole_characters(head: bytes, tail: bytes) -> tuple[bytes, bytes] | None:
-    """Return both without the pieces of a character at the cut, or None if the rest is not UTF-8 either."""
-    for start in range(min(4, len(tail) + 1)):
-        if start < len(tail) and 0x80 <= tail[start] < 0xC0:
-            continue
-        break
-    shorter = tail[start:]
+def _without_cut_end(head: bytes) -> bytes:
+    """Return `head` without the first bytes of a character whose rest is missing."""
+    for end in range(len(head) - 1, max(len(head) - 1 - _PIECES_MAX, -1), -1):
+        byte = head[end]
+        if byte < 0x80:
+            break
+        if byte >= 0xC0:  # the first byte of a character; it says how many there must be
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return head[:end] if len(head) - end < needed else head
+    return head
+
+
+def _without_cut_start(tail: bytes) -> bytes:
+    """Return `tail` without the last bytes of a character whose first is missing."""
+    start = 0
+    while start < min(_PIECES_MAX, len(tail)) and 0x80 <= tail[start] < 0xC0:
+        start += 1
+    return tail[start:]
+
+
+def _is_text(content: bytes) -> bool:
     try:
-        shorter.decode()
+        content.decode()
     except UnicodeDecodeError:
-        return None
-    for end in range(len(head), max(len(head) - 4, -1), -1):
-        try:
-            head[:end].decode()
-        except UnicodeDecodeError as error:
-            if error.start < len(head) - 3:
-                return None
-            continue
-        return head[:end], shorter
-    return None
+        return False
+    return True
 
 
 class IdRange(Frozen):
@@ -230,10 +252,17 @@ def octal(mode: Any) -> Any:
     return f"{mode:04o}" if type(mode) is int and 0 <= mode <= 0o7777 else mode
 
 
-class Artifact(Frozen):
-    """A file that was collected from the workspace when the job ended."""
+def readable(path: Any) -> Any:
+    """Return a file name with what is not UTF-8 in it escaped, so that it can stand in JSON."""
+    return path.encode("utf-8", "backslashreplace").decode() if type(path) is str else path
 
-    path: str = Field(description="Its path, relative to the workspace.")
+
+class Artifact(Frozen):
+    """A file that was collected from the workspace when the job ended. Its path is valid UTF-8."""
+
+    path: Annotated[str, StringConstraints(min_length=1, max_length=4095)] = Field(
+        description="Its path, relative to the workspace."
+    )
     size: Count = Field(description="Its size in bytes.")
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] = Field(
         description="SHA-256 of its content, hexadecimal."
@@ -246,9 +275,15 @@ class Artifact(Frozen):
 class ArtifactError(Frozen):
     """A file that matched `outputs` and was not collected."""
 
-    path: str = Field(description="Its path, relative to the workspace; or the pattern.")
-    error: str = Field(description="Why, in one word.", examples=["not_regular_file", "too_large", "too_many"])
-    message: str = Field(description="Why, in one sentence.")
+    path: Annotated[str, BeforeValidator(readable, json_schema_input_type=str)] = Field(
+        description="Its path, relative to the workspace, bytes that are not UTF-8 escaped; or the pattern."
+    )
+    error: str = Field(
+        description="Why, in one word.", examples=["not_regular_file", "too_large", "too_many"]
+    )
+    message: Annotated[str, BeforeValidator(readable, json_schema_input_type=str)] = Field(
+        description="Why, in one sentence."
+    )
 
 
 class StepResult(Frozen):

@@ -47,9 +47,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     redis: Annotated[str, AfterValidator(_address)] = Field(
-        default="redis://127.0.0.1:6379/0", repr=False, description="Redis or Valkey: redis://, rediss:// or unix://."
+        default="redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis or Valkey: redis://, rediss:// or unix://.",
     )
-    state: Path = Field(default=Path("/var/lib/stockade"), description="Directory of everything that is kept.")
+    state: Path = Field(
+        default=Path("/var/lib/stockade"), description="Directory of everything that is kept."
+    )
     launcher: Path = Field(
         default=Path("/run/stockade/launcher.sock"), description="Socket on which the launcher listens."
     )
@@ -59,6 +63,10 @@ class Settings(BaseModel):
     policies: Path | None = Field(default=None, description="Directory of further policies (YAML).")
     slots: Annotated[int, Ge(1), Le(4096)] = Field(
         default_factory=lambda: 2 * _cores(), description="Sandboxes that one worker runs at a time."
+    )
+    lease: Annotated[float, Ge(1), Le(600)] = Field(
+        default=12.0,
+        description="Seconds after which a worker that gives no sign of life loses its jobs to others.",
     )
     image_host: bool = Field(
         default=True, description="Whether jobs may run in the built-in image `host`: on or off."
@@ -72,7 +80,11 @@ class Settings(BaseModel):
             SettingsError: a value cannot be used.
         """
         source = os.environ if environ is None else environ
-        given = {name: source[PREFIX + name.upper()] for name in cls.model_fields if source.get(PREFIX + name.upper())}
+        given = {
+            name: source[PREFIX + name.upper()]
+            for name in cls.model_fields
+            if source.get(PREFIX + name.upper())
+        }
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -80,7 +92,7 @@ class Settings(BaseModel):
             raise SettingsError("; ".join(wrong)) from None
 
     def environment(self) -> dict[str, str]:
-        """Return the variables from which `from_env` makes these settings again, for a process to be started."""
+        """Return the variables from which `from_env` makes these settings again, for a child process."""
         values = {name: value for name, value in self if value is not None}
         values["image_host"] = "on" if self.image_host else "off"
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}
@@ -112,7 +124,7 @@ class Settings(BaseModel):
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
     def _socket(self, scheme: str, old: str, new: str) -> str:
-        """Return the address with a socket's scheme, and the key of its database number, put into one dialect."""
+        """Return the address with a socket's scheme, and its database number's key, put into one dialect."""
         parts = urlsplit(self.redis)
         if parts.scheme not in ("unix", "redis+socket"):
             return self.redis

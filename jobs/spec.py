@@ -1,21 +1,30 @@
 """JobSpec: what is asked of the service, of valid shape.
 
-A `JobSpec` that exists can be run: its paths stay inside the workspace, nothing in it holds a NUL, its files can be
-written beside each other, and exactly one of two forms of everything that has two forms is there. What a *policy*
-allows of it is another question: `policies.admission`.
+A `JobSpec` that exists can be run: its paths stay inside the workspace, nothing in it holds a NUL, its
+files can be written beside each other, and exactly one of two forms of everything that has two forms is
+there. What a *policy* allows of it is another question: `policies.admission`.
 """
 
 import binascii
+import re
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, LiteralString, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from policies.admission import HOST_IMAGE, default_name
 from policies.limits import LimitsRequest
 from policies.model import Frozen
-from policies.policy import FILES_MAX, STEPS_MAX, Name
+from policies.policy import FILES_BYTES_MAX, FILES_MAX, STEPS_MAX, Name
 from policies.units import KIB
 
 WORKSPACE = "/work"
@@ -27,6 +36,8 @@ ARGV_ENV_BYTES = 64 * KIB
 OUTPUTS_MAX = 100
 PATH_BYTES = 4095
 """Longest path that the kernel takes (PATH_MAX without its terminator)."""
+PATH_DEPTH = 64
+"""Most components of a path."""
 NAME_BYTES = 255
 """Longest file name that the kernel takes (NAME_MAX)."""
 
@@ -34,9 +45,12 @@ MODE_PATTERN = "^0?[0-7]{3}$"
 MODE_FORM = 'three octal digits as text, such as "0644" or "755"'
 
 
-def _wrong(kind: str, message: str, allowed: str) -> PydanticCustomError:
-    """Return the error whose message says what is wrong and whose context says what is allowed."""
-    return PydanticCustomError(kind, "{message}", {"message": message, "allowed": allowed})  # type: ignore[arg-type]
+def _wrong(kind: LiteralString, message: str, allowed: str, field: str = "") -> PydanticCustomError:
+    """Return the error whose message says what is wrong and whose context says what is allowed.
+
+    `field` is the path, below the model that finds it, of the field at fault.
+    """
+    return PydanticCustomError(kind, "{message}", {"message": message, "allowed": allowed, "field": field})
 
 
 def _without_nul(text: str) -> str:
@@ -46,7 +60,7 @@ def _without_nul(text: str) -> str:
 
 
 def _relative(path: str) -> str:
-    """Refuse a path that is not plainly below the workspace: absolute, `..`, `.`, doubled or trailing slash."""
+    """Refuse a path that is not plainly below the workspace: absolute, `..`, `.`, empty components."""
     if "\0" in path:
         raise _wrong("path", "must not contain a NUL character", "a path without NUL")
     if path.startswith("/"):
@@ -55,9 +69,12 @@ def _relative(path: str) -> str:
     if "" in parts or "." in parts or ".." in parts:
         message = 'must be a plain path: no component may be empty, "." or ".."'
         raise _wrong("path", message, 'a path such as "src/main.py"')
-    if len(path.encode()) > PATH_BYTES or any(len(part.encode()) > NAME_BYTES for part in parts):
-        limits = f"at most {PATH_BYTES} bytes, and {NAME_BYTES} in each component"
-        raise _wrong("path", f"too long: {limits}", limits)
+    if len(path.encode()) > PATH_BYTES or len(parts) > PATH_DEPTH:
+        form = f"at most {PATH_BYTES} bytes and {PATH_DEPTH} components"
+        raise _wrong("path", f"must have {form}", form)
+    if any(len(part.encode()) > NAME_BYTES for part in parts):
+        form = f"at most {NAME_BYTES} bytes in each component"
+        raise _wrong("path", f"must have {form}", form)
     return path
 
 
@@ -67,7 +84,9 @@ def _working_directory(path: str) -> str:
         return WORKSPACE
     below = path.removeprefix(WORKSPACE + "/")
     if below.startswith("/"):
-        raise _wrong("path", f"must be relative to the workspace or below {WORKSPACE}", f"{WORKSPACE} or below")
+        raise _wrong(
+            "path", f"must be relative to the workspace or below {WORKSPACE}", f"{WORKSPACE} or below"
+        )
     return f"{WORKSPACE}/{_relative(below.removesuffix('/'))}"
 
 
@@ -86,31 +105,40 @@ def _base64(text: str) -> str:
     return text
 
 
-def _mode(value: Any) -> Any:
-    if type(value) is not str:
+def _mode(value: Any) -> str:
+    """Return `value` with its four digits. A number is refused: 644 would be read as decimal."""
+    if type(value) is not str or not re.fullmatch(MODE_PATTERN, value):
         raise _wrong("mode", f"must be {MODE_FORM}", MODE_FORM)
-    return value
+    return value.rjust(4, "0")
 
 
-def _four_digits(mode: str) -> str:
-    return mode.rjust(4, "0")
-
-
-_NO_NUL = {"pattern": r"^[^\u0000]*$"}
-_ONE_CONTENT = {
+_ONE_CONTENT: dict[str, JsonValue] = {
     "oneOf": [
         {"required": ["text"], "properties": {"text": {"type": "string"}}},
         {"required": ["base64"], "properties": {"base64": {"type": "string"}}},
     ]
 }
 
-Argument = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={**_NO_NUL})]
-VariableName = Annotated[
-    str, AfterValidator(_variable_name), Field(json_schema_extra={"pattern": r"^[^=\u0000]+$"})
+Argument = Annotated[
+    str,
+    StringConstraints(max_length=ARGV_ENV_BYTES),
+    AfterValidator(_without_nul),
+    Field(json_schema_extra={"pattern": r"^[^\u0000]*$"}),
 ]
-RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=PATH_BYTES), AfterValidator(_relative)]
+VariableName = Annotated[
+    str,
+    StringConstraints(max_length=ARGV_ENV_BYTES),
+    AfterValidator(_variable_name),
+    Field(json_schema_extra={"pattern": r"^[^=\u0000]+$"}),
+]
+RelativePath = Annotated[
+    str, StringConstraints(min_length=1, max_length=PATH_BYTES), AfterValidator(_relative)
+]
 """A path below the workspace in its plain form."""
 StepName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+_ModeText = Annotated[str, StringConstraints(pattern=MODE_PATTERN)]
 
 
 class Content(Frozen):
@@ -118,7 +146,9 @@ class Content(Frozen):
 
     model_config = ConfigDict(json_schema_extra=_ONE_CONTENT)
 
-    text: str | None = Field(default=None, description="The content as text; stored as UTF-8.")
+    text: Annotated[str, StringConstraints(max_length=FILES_BYTES_MAX)] | None = Field(
+        default=None, description="The content as text; stored as UTF-8."
+    )
     base64: Annotated[str, AfterValidator(_base64)] | None = Field(
         default=None,
         description="The content as base64 (RFC 4648, section 4), padded, in one line.",
@@ -134,13 +164,13 @@ class Content(Frozen):
     @property
     def data(self) -> bytes:
         """The bytes themselves."""
-        return self.text.encode() if self.base64 is None else binascii.a2b_base64(self.base64)  # type: ignore[union-attr]
+        return binascii.a2b_base64(self.base64) if self.base64 is not None else (self.text or "").encode()
 
     @property
     def size(self) -> int:
         """How many bytes they are, without decoding them."""
         if self.base64 is None:
-            text: str = self.text or ""
+            text = self.text or ""
             return len(text) if text.isascii() else len(text.encode())
         return len(self.base64) // 4 * 3 - self.base64[-2:].count("=")
 
@@ -149,15 +179,11 @@ class File(Content):
     """A file that is put into the workspace before the first step."""
 
     path: RelativePath = Field(
-        description="Where, relative to the workspace; directories on the way are made.", examples=["src/main.py"]
+        description="Where, relative to the workspace; directories on the way are made.",
+        examples=["src/main.py"],
     )
-    mode: Annotated[
-        str, BeforeValidator(_mode, json_schema_input_type=str), AfterValidator(_four_digits)
-    ] = Field(
-        default="0644",
-        pattern=MODE_PATTERN,
-        description="Permission bits as octal text.",
-        examples=["0644", "0755"],
+    mode: Annotated[str, BeforeValidator(_mode, json_schema_input_type=_ModeText)] = Field(
+        default="0644", description="Permission bits as octal text.", examples=["0644", "0755"]
     )
 
     @property
@@ -167,11 +193,13 @@ class File(Content):
 
 
 def _stdin(value: Any) -> Any:
-    return {"text": value} if type(value) is str else value
-
-
-def _limits_default() -> LimitsRequest:
-    return _NO_LIMITS
+    """Read text as content; let objects through to be checked."""
+    if type(value) is str:
+        return {"text": value}
+    if isinstance(value, dict | Content):
+        return value
+    form = 'text, or an object with "text" or "base64"'
+    raise _wrong("stdin", f"must be {form}", form)
 
 
 _NO_LIMITS = LimitsRequest()
@@ -182,7 +210,9 @@ class Step(Frozen):
     """One command of a job. It sees the workspace as the steps before it left it; all else is fresh."""
 
     name: StepName | None = Field(
-        default=None, description='A name to know it by; the default is "step-1", "step-2", …', examples=["compile"]
+        default=None,
+        description='A name to know it by; the default is "step-1", "step-2", …',
+        examples=["compile"],
     )
     argv: tuple[Argument, ...] = Field(
         min_length=1,
@@ -208,14 +238,14 @@ class Step(Frozen):
     )
     on_output_limit: Literal["truncate", "kill"] = Field(
         default="truncate",
-        description="What happens when stdout or stderr passes the limit `output`: the middle is dropped and the"
-        " step goes on, or the step is killed.",
+        description="What happens when stdout or stderr passes the limit `output`: the middle is dropped and"
+        " the step goes on, or the step is killed.",
     )
 
     @model_validator(mode="after")
     def _fits_execve(self) -> Self:
         if not self.argv[0]:
-            raise _wrong("argv", "argv[0], the program, must not be empty", "a program's name or path")
+            raise _wrong("argv", "the program must not be empty", "a program's name or path", "argv[0]")
         size = sum(map(len, self.argv)) + sum(map(len, self.env)) + sum(map(len, self.env.values()))
         if 4 * size + len(self.argv) + 2 * len(self.env) > ARGV_ENV_BYTES:
             self._check_bytes()
@@ -227,14 +257,20 @@ class Step(Frozen):
         size = sum(len(string.encode()) + 1 for string in strings)
         if size > ARGV_ENV_BYTES:
             message = f"argv and env are {size} bytes together; at most {ARGV_ENV_BYTES} are allowed"
-            raise _wrong("too_big", message, f"at most {ARGV_ENV_BYTES} bytes")
+            raise _wrong("too_big", message, f"at most {ARGV_ENV_BYTES} bytes", "argv")
 
 
 def _command(value: Any) -> Any:
-    return {"argv": value} if isinstance(value, list | tuple) else value
+    """Read a list as the argv of a step; let objects through to be checked."""
+    if isinstance(value, list | tuple):
+        return {"argv": value}
+    if value is None or isinstance(value, dict | Step):
+        return value
+    form = 'a list of arguments, or an object with "argv"'
+    raise _wrong("command", f"must be {form}", form)
 
 
-_ONE_FORM = {
+_ONE_FORM: dict[str, JsonValue] = {
     "oneOf": [
         {"required": ["command"], "properties": {"command": {"not": {"type": "null"}}}},
         {"required": ["steps"], "properties": {"steps": {"not": {"type": "null"}}}},
@@ -276,7 +312,7 @@ class JobSpec(Frozen):
     outputs: tuple[RelativePath, ...] = Field(
         default=(),
         max_length=OUTPUTS_MAX,
-        description="Which files of the workspace to keep as artifacts: globs relative to it, `**` for any depth.",
+        description="Which files of the workspace to keep as artifacts: globs, `**` for any depth.",
         examples=[["result.json", "plots/**/*.png"]],
     )
 
@@ -300,20 +336,27 @@ def _check_files(files: tuple[File, ...]) -> None:
     """Refuse two files of one path, and a file where another needs a directory."""
     paths = {file.path for file in files}
     if len(paths) < len(files):
-        seen: set[str] = set()
-        twice = next(file.path for file in files if file.path in seen or seen.add(file.path))  # type: ignore[func-returns-value]
-        raise _wrong("duplicate", f"files: the path {twice!r} stands twice", "every path once")
-    for path in paths:
-        parent = path
+        _refuse_duplicate(files)
+    for index, file in enumerate(files):
+        parent = file.path
         while "/" in parent:
             parent = parent.rpartition("/")[0]
             if parent in paths:
-                message = f"files: {parent!r} is a file, and a directory of {path!r}"
-                raise _wrong("clash", message, "no path below another file's path")
+                message = f"{parent!r}, on the way to this path, is a file of this request itself"
+                raise _wrong("clash", message, "no path below another file", f"files[{index}].path")
+
+
+def _refuse_duplicate(files: tuple[File, ...]) -> None:
+    seen: set[str] = set()
+    for index, file in enumerate(files):
+        if file.path in seen:
+            raise _wrong("duplicate", "this path stands twice", "every path once", f"files[{index}].path")
+        seen.add(file.path)
 
 
 def _check_names(steps: tuple[Step, ...]) -> None:
     names = [step.name or default_name(index) for index, step in enumerate(steps)]
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise _wrong("duplicate", f"steps: the name {name!r} stands twice", "every name once")
+            message = f"the name {name!r} stands twice"
+            raise _wrong("duplicate", message, "every name once", f"steps[{index}].name")

@@ -1,1 +1,1 @@
-"""What is allowed: policies, limits, units, admission and syscall profiles. Pure: no effects but reading files."""
+"""What is allowed: policies, limits, units, admission and syscall profiles. Pure but for reading files."""

@@ -1,8 +1,8 @@
 """Admission: whether a policy lets a request in, and with what limits each of its steps will run.
 
-`admit` takes any object shaped like `Request` (`jobs.spec.JobSpec` is one), because policies know nothing of jobs.
-It finds everything that is wrong, not the first thing, and has no effects: the API asks it before a job is stored
-and the worker asks it again before the job is run.
+`admit` takes any object shaped like `Request` (`jobs.spec.JobSpec` is one), because policies know nothing of
+jobs. It finds everything that is wrong, not the first thing, and has no effects: the API asks it before a job
+is stored and the worker asks it again before the job is run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,14 @@ from pydantic import Field
 from policies.limits import Limits, LimitsRequest
 from policies.model import Frozen
 from policies.policy import Policy
+from policies.units import KIB
 from policies.violation import Violation, shown
+
+BLOCK = 4096
+"""Bytes in which a file takes up the disk of a job: tmpfs stores pages."""
+OWN_BYTES = 128 * KIB
+OWN_INODES = 64
+"""What the sandbox itself needs, at most, of a step's `disk` and `disk_inodes` for its mount points."""
 
 HOST_IMAGE = "host"
 """The built-in image: a read-only view of the machine's own toolchain directories."""
@@ -31,6 +38,9 @@ class StepRequest(Protocol):
 
 class FileRequest(Protocol):
     """What admission reads of one inline file."""
+
+    @property
+    def path(self) -> str: ...
 
     @property
     def size(self) -> int: ...
@@ -66,6 +76,7 @@ class Admission(Frozen):
     policy_digest: str = Field(description="Digest of the policy's content when it was asked.")
     image: str = Field(description="The image that the job will run in.")
     steps: tuple[AdmittedStep, ...] = Field(description="The steps in order.")
+    retention: float = Field(description="Seconds that the job is kept after its end.")
 
     @property
     def wall_time(self) -> float:
@@ -101,11 +112,17 @@ def admit(request: Request, policy: Policy, *, host_image: bool = True) -> Admis
     for index, (field, step) in enumerate(_numbered(request)):
         found.extend(_over_ceiling(field, step.limits, policy.ceilings))
         name = step.name or default_name(index)
-        steps.append(AdmittedStep.model_construct(name=name, limits=step.limits.over(policy.defaults)))
+        admitted = AdmittedStep.model_construct(name=name, limits=step.limits.over(policy.defaults))
+        found.extend(_files_on_disk(field, request.files, admitted.limits))
+        steps.append(admitted)
     if found:
         raise AdmissionError(found)
     return Admission.model_construct(
-        policy=policy.name, policy_digest=policy.digest, image=request.image, steps=tuple(steps)
+        policy=policy.name,
+        policy_digest=policy.digest,
+        image=request.image,
+        steps=tuple(steps),
+        retention=policy.retention,
     )
 
 
@@ -142,7 +159,37 @@ def _counts(request: Request, policy: Policy) -> Iterator[Violation]:
 
 
 def _too_many(field: str, got: int, allowed: int, noun: str) -> Violation:
-    return Violation(field=field, got=got, allowed=allowed, message=f"{got} {noun}; the policy allows {allowed}")
+    return Violation(
+        field=field, got=got, allowed=allowed, message=f"{got} {noun}; the policy allows {allowed}"
+    )
+
+
+def _files_on_disk(field: str, files: Sequence[FileRequest], limits: Limits) -> Iterator[Violation]:
+    """Yield what keeps the workspace from holding the request's files: else setting up would run into it."""
+    if not files:
+        return
+    size = OWN_BYTES + sum(-(-file.size // BLOCK) * BLOCK for file in files)
+    if size > limits.disk:
+        message = f"the files of the request need {size} bytes of disk"
+        yield Violation(
+            field=f"{field}.limits.disk", got=limits.disk, allowed=f"at least {size}", message=message
+        )
+    inodes = OWN_INODES + len(files) + len(_directories(files))
+    if inodes > limits.disk_inodes:
+        message = f"the files of the request and their directories need {inodes} inodes"
+        where = f"{field}.limits.disk_inodes"
+        yield Violation(field=where, got=limits.disk_inodes, allowed=f"at least {inodes}", message=message)
+
+
+def _directories(files: Sequence[FileRequest]) -> set[str]:
+    """Return every directory that has to be made for `files`."""
+    found: set[str] = set()
+    for file in files:
+        parent = file.path.rpartition("/")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition("/")[0]
+    return found
 
 
 def _over_ceiling(field: str, asked: LimitsRequest, ceilings: Limits) -> Iterator[Violation]:

@@ -1,7 +1,8 @@
 """Limits: what one step of a job may use. Field, request, evidence and kernel knob share one name.
 
-`Limits` is complete, `LimitsRequest` is what a request asks for: what it leaves out takes the policy's default.
-Sizes are bytes and times are seconds; inputs may write `"64MiB"` and `"10s"` (see `policies.units`).
+`Limits` is complete, `LimitsRequest` is what a request asks for: what it leaves out takes the
+policy's default. Sizes are bytes and times are seconds; inputs may write `"64MiB"` and `"10s"` (see
+`policies.units`).
 """
 
 from typing import Annotated
@@ -22,7 +23,7 @@ Cpus = Annotated[
     Ge(CPUS_MIN),
     Le(4096),
     Field(
-        description="CPU time a second, in cores: 0.5 is half of one core. The step is slowed down, not stopped.",
+        description="CPU time a second, in cores: 0.5 is half of one core. Over it the step is slowed down.",
         json_schema_extra={"x-kernel": "cpu.max (v1: cpu.cfs_quota_us)", "x-unit": "cores"},
     ),
 ]
@@ -57,7 +58,10 @@ CpuTime = Annotated[
     Field(
         description="CPU time, user and system, of all processes of the step together. Over it the step is"
         " killed: cpu_time_exceeded.",
-        json_schema_extra={"x-kernel": "cpu.stat usage_usec (v1: cpuacct.usage), watched", "x-unit": "seconds"},
+        json_schema_extra={
+            "x-kernel": "cpu.stat usage_usec (v1: cpuacct.usage), watched",
+            "x-unit": "seconds",
+        },
     ),
 ]
 WallTime = Annotated[
@@ -91,8 +95,8 @@ Disk = Annotated[
     Le(SIZE_MAX),
     AS_SIZE,
     Field(
-        description="Bytes of all files that the job writes, wherever it writes them. Over it writes fail with"
-        " ENOSPC.",
+        description="Bytes of all files that the job writes, wherever it writes them. Over it writes fail"
+        " with ENOSPC.",
         json_schema_extra={"x-kernel": "tmpfs size=", "x-unit": "bytes"},
     ),
 ]
@@ -102,8 +106,8 @@ DiskInodes = Annotated[
     Ge(128),
     Le(COUNT_MAX),
     Field(
-        description="Files, directories and links that the job makes, wherever it makes them. Over it making one"
-        " fails with ENOSPC.",
+        description="Files, directories and links that the job makes, wherever it makes them. Over it making"
+        " one fails with ENOSPC.",
         json_schema_extra={"x-kernel": "tmpfs nr_inodes=", "x-unit": "inodes"},
     ),
 ]
@@ -135,7 +139,7 @@ Stack = Annotated[
     Le(SIZE_MAX),
     AS_SIZE,
     Field(
-        description="Size to which the stack of a process's first thread may grow. Over it the process gets SIGSEGV.",
+        description="Size to which the stack of a process's first thread may grow. Over it SIGSEGV.",
         json_schema_extra={"x-kernel": "RLIMIT_STACK", "x-unit": "bytes"},
     ),
 ]

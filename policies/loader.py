@@ -1,7 +1,7 @@
 """Loading policies: YAML files read once, checked whole, kept with their digests.
 
-The policies of this package (`policies/builtin/`) are always there; an operator's directory may add to them, and
-replace one by a file of its name. A file that is not exactly right is an error, and nothing is loaded.
+The policies of this package (`policies/builtin/`) are always there; an operator's directory may add to them,
+and replace one by a file of its name. A file that is not exactly right is an error, and nothing is loaded.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
@@ -61,8 +61,8 @@ def read_policy(path: Path) -> Policy:
     """Return the policy in the YAML file `path`.
 
     Raises:
-        PolicyError: the file cannot be read, is not YAML, has an unknown, missing, doubled or wrong field, or is
-            not named after its policy.
+        PolicyError: the file cannot be read, is not YAML, has an unknown, missing, doubled or wrong field, or
+            is not named after its policy.
     """
     try:
         policy = Policy.model_validate(yaml.load(path.read_text("utf-8"), _Loader))  # noqa: S506 - a SafeLoader

@@ -1,7 +1,7 @@
 """Policy: what jobs under its name may ask for, and what they get when they do not ask.
 
-A policy is data, named by people and versioned by the digest of its content: two policies with one digest allow
-exactly the same. `policies.loader` reads them from YAML.
+A policy is data, named by people and versioned by the digest of its content: two policies with one digest
+allow exactly the same. `policies.loader` reads them from YAML.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class Policy(Frozen):
         json_schema_extra={"x-kernel": "lower layers of the root overlay"},
     )
     syscalls: Name = Field(
-        description="The system call profile: which calls are let through, and with what errno the others fail.",
+        description="The system call profile: which calls pass, and with what errno the others fail.",
         json_schema_extra={"x-kernel": "seccomp(SECCOMP_SET_MODE_FILTER)"},
     )
     capabilities: Annotated[tuple[Capability, ...], AfterValidator(_sorted)] = Field(
@@ -84,11 +84,13 @@ class Policy(Frozen):
         json_schema_extra={"x-kernel": "CapBnd (PR_CAPBSET_DROP of all others)"},
     )
     user: Annotated[int, Strict(), Ge(0), Le(ID_MAX)] = Field(
-        description="The uid and gid that the job's program starts with, in the job's user namespace: 0 is a root"
-        " without power outside. On the host they are some unused high number.",
+        description="The uid and gid that the job's program starts with, in the job's user namespace: 0 is a"
+        " root without power outside. On the host they are some unused high number.",
         json_schema_extra={"x-kernel": "setresuid, /proc/PID/uid_map"},
     )
-    steps_max: Annotated[int, Strict(), Ge(1), Le(STEPS_MAX)] = Field(description="The most steps of one job.")
+    steps_max: Annotated[int, Strict(), Ge(1), Le(STEPS_MAX)] = Field(
+        description="The most steps of one job."
+    )
     files_max: Annotated[int, Strict(), Ge(0), Le(FILES_MAX)] = Field(
         description="The most files that a request may carry."
     )

@@ -1,8 +1,8 @@
 """Units: sizes in bytes and durations in seconds, written at the edges as people write them.
 
-A size is a whole number of bytes, or text such as `"64MiB"` (binary: KiB, MiB, GiB, TiB; decimal: kB, MB, GB, TB;
-B). A duration is a number of seconds, or text such as `"500ms"`, `"10s"`, `"2m"`, `"1h"`. Text needs its unit,
-numbers take none. Inside, and wherever a value is written out, both are plain numbers.
+A size is a whole number of bytes, or text such as `"64MiB"` (binary: KiB, MiB, GiB, TiB; decimal: kB, MB, GB,
+TB; B). A duration is a number of seconds, or text such as `"500ms"`, `"10s"`, `"2m"`, `"1h"`. Text needs its
+unit, numbers take none. Inside, and wherever a value is written out, both are plain numbers.
 """
 
 import re
@@ -101,7 +101,9 @@ def _size(value: Any) -> Any:
         try:
             return parse_size(value)
         except ValueError as error:
-            raise PydanticCustomError("size", "{reason}", {"reason": str(error), "allowed": SIZE_FORM}) from None
+            raise PydanticCustomError(
+                "size", "{reason}", {"reason": str(error), "allowed": SIZE_FORM}
+            ) from None
     if kind is float and value.is_integer():
         return int(value)
     raise PydanticCustomError("size", "must be {allowed}", {"allowed": SIZE_FORM})
@@ -127,7 +129,7 @@ def _duration(value: Any) -> Any:
 class Edge:
     """Annotation: the number before it may also be given as text with a unit.
 
-    The JSON schema of an input is the number with its bounds, or text of `pattern`; that of an output the number.
+    The JSON schema of an input is the number with its bounds, or text of `pattern`; of an output, the number.
     """
 
     convert: Callable[[Any], Any]

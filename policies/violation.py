@@ -1,6 +1,8 @@
 """Violations: what is wrong with a request, field by field, in the words of whoever sent it."""
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,11 @@ from policies.model import Frozen
 
 SHOWN_MAX = 200
 """Characters of a refused value that are shown back."""
+VIOLATIONS_MAX = 100
+"""Violations of one request that are told; nobody reads more."""
+
+_KEY = "[key]"  # pydantic's mark for the key of a mapping, as against its value
+_plain_word = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 class Violation(Frozen):
@@ -17,18 +24,27 @@ class Violation(Frozen):
 
     field: str = Field(description='Where: a path such as "steps[0].limits.memory"; "" is the whole body.')
     got: JsonValue = Field(description="What the request had there; long values are cut.")
-    allowed: JsonValue = Field(description="What may stand there: a bound, a list or a sentence; null if nothing.")
+    allowed: JsonValue = Field(
+        description="What may stand there: a bound, a list or a sentence; null if nothing."
+    )
     message: str = Field(description="One sentence for people.")
 
 
 def field_path(location: Sequence[str | int]) -> str:
-    """Return `location`, as pydantic gives it, as a path: `("steps", 0, "argv")` is "steps[0].argv"."""
+    """Return `location`, as pydantic gives it, as a path: `("steps", 0, "argv")` is "steps[0].argv".
+
+    A key that is no plain word is quoted: `("env", "a=b")` is `env["a=b"]`.
+    """
     path = ""
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        else:
+        elif part == _KEY:
+            continue
+        elif _plain_word.fullmatch(part):
             path += f".{part}" if path else part
+        else:
+            path += f"[{json.dumps(shown(part), ensure_ascii=False)}]"
     return path
 
 
@@ -51,46 +67,62 @@ def shown(value: Any) -> JsonValue:
 
 
 def violations(error: ValidationError) -> tuple[Violation, ...]:
-    """Return what pydantic found wrong with a request body, all of it."""
+    """Return what pydantic found wrong with a request body: all of it, up to `VIOLATIONS_MAX`."""
     found = error.errors(include_url=False)
-    return tuple(_violation(detail["type"], detail["loc"], detail) for detail in found)
+    faulty = {detail["loc"][:end] for detail in found for end in range(len(detail["loc"]))}
+    # A tuple with a wrong item is also said to be too short: only its right items are counted.
+    real = [item for item in found if item["type"] != "too_short" or item["loc"] not in faulty]
+    return tuple(_violation(detail["type"], detail["loc"], detail) for detail in real[:VIOLATIONS_MAX])
 
 
 def _violation(kind: str, location: Sequence[str | int], detail: Any) -> Violation:
     context = detail.get("ctx", {})
+    field = field_path(location)
     got = None if kind == "missing" else shown(detail.get("input"))
+    if inner := context.get("field"):  # found by a whole model, about one of its fields
+        field = f"{field}.{inner}" if field else inner
+        got = _inside(detail.get("input"), inner)
     allowed, message = _explain(kind, context, detail["msg"])
-    return Violation(field=field_path(location), got=got, allowed=allowed, message=message)
+    return Violation(field=field, got=got, allowed=allowed, message=message)
+
+
+def _inside(value: Any, path: str) -> JsonValue:
+    """Return what stands at `path`, such as "files[2].path", in a request body."""
+    for part in re.findall(r"[A-Za-z0-9_]+", path):
+        try:
+            value = value[int(part)] if part.isdigit() else value[part]
+        except (LookupError, TypeError):
+            return None
+    return shown(value)
 
 
 _BOUNDS = {
-    "greater_than": ("gt", "more than {}"),
-    "greater_than_equal": ("ge", "at least {}"),
-    "less_than": ("lt", "less than {}"),
-    "less_than_equal": ("le", "at most {}"),
-    "string_too_long": ("max_length", "at most {} characters"),
-    "string_too_short": ("min_length", "at least {} characters"),
-    "too_long": ("max_length", "at most {} items"),
-    "too_short": ("min_length", "at least {} items"),
-    "string_pattern_mismatch": ("pattern", "text that matches {}"),
-    "literal_error": ("expected", "{}"),
-    "enum": ("expected", "{}"),
+    "greater_than": ("gt", "be more than {}"),
+    "greater_than_equal": ("ge", "be at least {}"),
+    "less_than": ("lt", "be less than {}"),
+    "less_than_equal": ("le", "be at most {}"),
+    "string_too_long": ("max_length", "have at most {} characters"),
+    "string_too_short": ("min_length", "have at least {} characters"),
+    "too_long": ("max_length", "have at most {} items"),
+    "too_short": ("min_length", "have at least {} items"),
+    "string_pattern_mismatch": ("pattern", "match {}"),
+    "literal_error": ("expected", "be {}"),
+    "enum": ("expected", "be {}"),
 }
 
-_WORDS = {
-    "extra_forbidden": (None, "unknown field"),
-    "missing": ("a value", "must be given"),
-    "string_type": ("text", "must be text"),
-    "string_unicode": ("text in valid Unicode", "must be text in valid Unicode (it has a lone surrogate)"),
-    "int_type": ("a whole number", "must be a whole number"),
-    "int_from_float": ("a whole number", "must be a whole number"),
-    "float_type": ("a number", "must be a number"),
-    "finite_number": ("a finite number", "must be a finite number"),
-    "bool_type": ("true or false", "must be true or false"),
-    "tuple_type": ("a list", "must be a list"),
-    "dict_type": ("an object", "must be an object"),
-    "model_type": ("an object", "must be an object"),
-    "model_attributes_type": ("an object", "must be an object"),
+_TYPES = {
+    "string_type": "text",
+    "string_unicode": "text in valid Unicode, without lone surrogates",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number of 64 bits",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
 }
 
 
@@ -98,10 +130,14 @@ def _explain(kind: str, context: dict[str, Any], fallback: str) -> tuple[JsonVal
     """Return what is allowed, and the sentence, for one kind of pydantic error."""
     if kind in _BOUNDS:
         key, form = _BOUNDS[kind]
-        allowed = form.format(_plain(context[key]))
-        return allowed, f"must be {allowed}"
-    if kind in _WORDS:
-        return _WORDS[kind]
+        words = form.format(_plain(context[key]))
+        return words.removeprefix("be ").removeprefix("have "), f"must {words}"
+    if kind in _TYPES:
+        return _TYPES[kind], f"must be {_TYPES[kind]}"
+    if kind == "missing":
+        return "a value", "must be given"
+    if kind == "extra_forbidden":
+        return None, "is not a field that is known here"
     return context.get("allowed"), fallback
 
 
