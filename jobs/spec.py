@@ -7,7 +7,6 @@ there. What a *policy* allows of it is another question: `policies.admission`.
 
 import binascii
 import re
-from functools import cached_property
 from typing import Annotated, Any, Literal, LiteralString, Self
 
 from pydantic import (
@@ -326,7 +325,7 @@ class JobSpec(Frozen):
             _check_names(self.steps)
         return self
 
-    @cached_property
+    @property
     def sequence(self) -> tuple[Step, ...]:
         """The steps in order, whichever of the two forms was used."""
         return (self.command,) if self.command is not None else self.steps or ()

@@ -7,14 +7,16 @@ policy's default. Sizes are bytes and times are seconds; inputs may write `"64Mi
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from pydantic import Field, Strict
 
 from policies.model import Frozen
-from policies.units import AS_DURATION, AS_SIZE, DURATION_MAX, KIB, MIB, SIZE_MAX
+from policies.units import AS_DURATION, AS_SIZE, DURATION_MAX, GIB, KIB, MIB, SIZE_MAX
 
 CPUS_MIN = 0.01
 """One hundredth of a core: the kernel takes no quota below 1 ms in a period of 100 ms."""
+TIME_MIN = 0.01
+"""Ten milliseconds, in seconds: below that a limit would only measure the scheduler."""
 COUNT_MAX = (1 << 31) - 1
 
 Cpus = Annotated[
@@ -30,7 +32,7 @@ Cpus = Annotated[
 Memory = Annotated[
     int,
     Strict(),
-    Ge(MIB),
+    Ge(4 * MIB),
     Le(SIZE_MAX),
     AS_SIZE,
     Field(
@@ -52,7 +54,7 @@ Pids = Annotated[
 CpuTime = Annotated[
     float,
     Strict(),
-    Gt(0),
+    Ge(TIME_MIN),
     Le(DURATION_MAX),
     AS_DURATION,
     Field(
@@ -67,7 +69,7 @@ CpuTime = Annotated[
 WallTime = Annotated[
     float,
     Strict(),
-    Gt(0),
+    Ge(TIME_MIN),
     Le(DURATION_MAX),
     AS_DURATION,
     Field(
@@ -180,3 +182,19 @@ class LimitsRequest(Frozen):
         """Return `defaults` with everything that this request names put in its place."""
         asked = {name: value for name, value in self if value is not None}
         return defaults.model_copy(update=asked) if asked else defaults
+
+
+LAUNCHER_MAX = Limits(
+    cpus=256,
+    memory=1024 * GIB,
+    pids=32768,
+    cpu_time=7 * 86400,
+    wall_time=7 * 86400,
+    output=256 * MIB,
+    disk=1024 * GIB,
+    disk_inodes=1 << 24,
+    open_files=1 << 20,
+    file_size=1024 * GIB,
+    stack=1024 * GIB,
+)
+"""What no policy may exceed: the launcher gives no more to one step, and `output` must fit into an answer."""

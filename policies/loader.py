@@ -17,6 +17,7 @@ from policies.policy import Policy
 from policies.violation import violations
 
 BUILTIN = Path(__file__).parent / "builtin"
+SYSCALLS = Path(__file__).parent / "syscalls"
 
 
 class PolicyError(Exception):
@@ -61,8 +62,8 @@ def read_policy(path: Path) -> Policy:
     """Return the policy in the YAML file `path`.
 
     Raises:
-        PolicyError: the file cannot be read, is not YAML, has an unknown, missing, doubled or wrong field, or
-            is not named after its policy.
+        PolicyError: the file cannot be read, is not YAML, has an unknown, missing, doubled or wrong field,
+            names no syscall profile there is, or is not named after its policy.
     """
     try:
         policy = Policy.model_validate(yaml.load(path.read_text("utf-8"), _Loader))  # noqa: S506 - a SafeLoader
@@ -71,6 +72,8 @@ def read_policy(path: Path) -> Policy:
         raise PolicyError(f"{path}: {wrong}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PolicyError(f"{path}: {error}") from error
+    if not (SYSCALLS / f"{policy.syscalls}.json").is_file():
+        raise PolicyError(f"{path}: syscalls: there is no profile {policy.syscalls}")
     if policy.name != path.stem:
         raise PolicyError(f"{path}: the policy's name is {policy.name}; the file must be {policy.name}.yaml")
     return policy

@@ -86,9 +86,12 @@ def format_size(size: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return `seconds` as text: 0.5 is "500ms", 10.0 is "10s"."""
+    """Return `seconds` as text: 0.5 is "500ms", 90.0 is "90s", 7200.0 is "2h"."""
     if 0 < seconds < 1:
-        return f"{seconds * 1000:g}ms"
+        return f"{seconds * 1000:.10g}ms"
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds and seconds % length == 0:
+            return f"{seconds / length:.10g}{unit}"
     return f"{seconds:.10g}s"
 
 
