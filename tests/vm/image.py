@@ -147,7 +147,11 @@ def make_initramfs(root: Path, unpacked: Path, release: str, target: Path) -> No
     (modules / "order").write_text("".join(f"{plain_name(path)}\n" for path in order))
     listing = "".join(f"{path.relative_to(root)}\n" for path in sorted(root.rglob("*")))
     archive = subprocess.run(
-        ["busybox", "cpio", "-o", "-H", "newc"], cwd=root, input=listing.encode(), capture_output=True, check=True
+        ["busybox", "cpio", "-o", "-H", "newc"],
+        cwd=root,
+        input=listing.encode(),
+        capture_output=True,
+        check=True,
     ).stdout
     target.write_bytes(archive)
 
@@ -182,7 +186,9 @@ def product_disk(target: Path, prefix: Path, arguments: Sequence[str]) -> None:
         stage = Path(scratch)
         stage.chmod(0o755)
         run("cp", "-al", prefix / "venv", stage / "venv")  # hard links: the same file system
-        shutil.copytree(CHECKOUT, stage / "checkout", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        shutil.copytree(
+            CHECKOUT, stage / "checkout", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED)
+        )
         (stage / "results").mkdir()
         (stage / "results/arguments").write_bytes(b"".join(word.encode() + b"\0" for word in arguments))
         make_disk(target, stage, "3G")

@@ -10,7 +10,9 @@ ROOT = Path("/sys/fs/cgroup")
 
 def test_only_cgroup_v2_is_mounted() -> None:
     """No v1 hierarchy exists, so whatever passes here passed on v2."""
-    kinds = {line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    kinds = {
+        line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    }
     assert "cgroup2" in kinds
     assert "cgroup" not in kinds
 
