@@ -47,7 +47,7 @@ JUMP_GREATER_EQUAL: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 JUMP_ANY_BIT: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 RETURN: Final = 0x06  # BPF_RET | BPF_K
 
-# struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6]. Both machines are little-endian.
+# struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6]; little-endian.
 _NR, _ARCH, _ARGS = 0, 4, 16
 _U32, _U64 = 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 _LONGEST_JUMP = 255
@@ -71,7 +71,7 @@ MACHINES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A compiled profile: ``bpf`` is an array of ``struct sock_filter``, ``sha256`` the digest of it in hex."""
+    """A compiled profile: ``bpf`` is an array of ``struct sock_filter``, ``sha256`` its digest in hex."""
 
     name: str
     bpf: bytes
@@ -113,7 +113,7 @@ def load_profiles(directory: str | os.PathLike[str], machine: str | None = None)
 
 
 def compile_profile(profile: Mapping[str, Any], machine: str | None = None) -> bytes:
-    """Compile one profile (``extends`` already resolved) for a machine named as by uname(2), default this one.
+    """Compile one profile (``extends`` already resolved) for a machine as uname(2) names it.
 
     Raises ValueError naming the rule and what is wrong with it.
     """
@@ -213,7 +213,7 @@ def _number(where: str, value: Any, highest: int) -> int:
 
 
 def _verdict(where: str, action: Any, errno_ret: Any) -> int:
-    """What the filter returns for an action; ERRNO without a number means EPERM, as the specification says."""
+    """What the filter returns for an action; ERRNO without a number means EPERM (the specification)."""
     if action == "SCMP_ACT_ERRNO":
         # The kernel reads 12 bits of it: MAX_ERRNO is 4095.
         return RET_ERRNO | _number(
