@@ -1,9 +1,9 @@
-"""The broker as Celery sees it: Redis, with a door that lets in nothing but the message that `jobs.queue` sends.
+"""The broker as Celery sees it: Redis, with a door that lets in nothing but the message of `jobs.queue`.
 
-A message carries two names, a job's id and the number of an attempt, and no authority: the store decides whether
-that attempt may run. Whatever else lies in the list (another task, another content type, embedded callbacks, a time
-to wait until, something that is not JSON at all) is dropped with a warning before Celery looks at it, and what is
-let in is built anew from the names.
+A message carries two names, a job's id and the number of an attempt, and no authority: the store decides
+whether that attempt may run. Whatever else lies in the list (another task, another content type, embedded
+callbacks, a time to wait until, something that is not JSON at all) is dropped with a warning before Celery
+looks at it, and what is let in is built anew from the names.
 """
 
 import base64
@@ -50,9 +50,10 @@ def admit(raw: object) -> dict[str, Any]:
         if options or any(embedded.values()):
             raise ForgedMessageError("it has keyword arguments or embeds other tasks")
         tag = properties["delivery_tag"]
-        names = isinstance(job_id, str) and _JOB_ID.fullmatch(job_id) and type(attempt) is int and 0 < attempt < 1000
-        if not names or not isinstance(tag, str) or len(tag) > 64:
+        if not _JOB_ID.fullmatch(job_id) or type(attempt) is not int or not 0 < attempt < 1000:
             raise ForgedMessageError("it does not name a job and an attempt")
+        if not isinstance(tag, str) or len(tag) > 64:
+            raise ForgedMessageError("its delivery tag is not ours")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError, binascii.Error) as error:
         raise ForgedMessageError(str(error)) from error
     return _message(job_id, attempt, tag, headers.get("redelivered") is True)
@@ -75,27 +76,30 @@ def _message(job_id: str, attempt: int, tag: str, redelivered: bool) -> dict[str
     }
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """Kombu's Redis channel, which survives an entry that is not JSON and makes one client, not one a command."""
+class Channel(kombu_redis.Channel):
+    """Kombu's Redis channel; it survives an entry that is not JSON, and makes one client, not one a command.
+
+    A client costs 0.1 ms to make. It is safe for threads: its pool lends each of them a connection.
+    """
 
     _one_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
-            return super()._create_client(asynchronous=True)
+            return super()._create_client(asynchronous=True)  # type: ignore[no-untyped-call]
         if self._one_client is None or self._one_client.connection_pool is not self.pool:
-            self._one_client = super()._create_client()  # 0.1 ms; it is safe for threads, its pool lends connections
+            self._one_client = super()._create_client()  # type: ignore[no-untyped-call]
         return self._one_client
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except (RecursionError, ValueError) as error:  # the entry is off the list already
             _log.warning("dropped a message that is not JSON: %.200r", str(error))
             return True
 
 
-class Transport(kombu_redis.Transport):  # type: ignore[misc]
+class Transport(kombu_redis.Transport):
     """Kombu's Redis transport, which delivers admitted messages only."""
 
     Channel = Channel
@@ -106,7 +110,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
         except ForgedMessageError as error:
             _log.warning("dropped a forged message: %.200r", str(error))
             return
-        super()._deliver(admitted, queue)
+        super()._deliver(admitted, queue)  # type: ignore[no-untyped-call]
 
 
 TRANSPORT_ALIASES[TRANSPORT] = f"{__name__}:Transport"

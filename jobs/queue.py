@@ -1,16 +1,16 @@
-"""The queue between API and workers: Celery over Redis, one task, JSON, late acknowledgement, no result backend.
+"""The queue between API and workers: Celery over Redis, one task, JSON, late acknowledgement, no results.
 
 Delivery is at least once and in the order of publication; that an attempt runs once is the store's doing
-(`Store.claim`). A message that never arrives is published again by the reaper, so neither a lost message nor a
-failed `Queue.publish` loses a job.
+(`Store.claim`). A message that never arrives is published again by the reaper, so neither a lost message
+nor a failed `Queue.publish` loses a job.
 """
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from celery import Celery
 
 from jobs import broker
+from jobs.settings import Settings
 
 NAME = "default"
 PREFIX = "stockade:celery:"
@@ -18,25 +18,22 @@ PREFIX = "stockade:celery:"
 LIST = PREFIX + NAME
 """The Redis list that holds the messages."""
 VISIBILITY_TIMEOUT = 6 * 3600
-"""Seconds after which the broker redelivers what a vanished worker had fetched; longer than any job may last."""
+"""Seconds until the broker redelivers what a vanished worker had fetched; longer than any job may last."""
 
 
-def broker_url(redis_url: str) -> str:
-    """The address of Redis as Celery takes it, for `redis://`, `rediss://`, `unix://` and `redis+socket://`."""
-    scheme, _, rest = redis_url.partition("://")
-    if scheme in ("unix", "redis+socket"):
-        return f"{broker.TRANSPORT}+socket://{rest}"
-    if scheme in ("redis", "rediss"):
-        return f"{broker.TRANSPORT}://{rest}"
-    raise ValueError(f"not the address of a Redis server: {urlsplit(redis_url).scheme}://…")
+def broker_url(settings: Settings) -> str:
+    """The address of Redis as Celery takes it, with the transport of `jobs.broker`."""
+    scheme, _, rest = settings.redis_celery.partition("://")
+    socket = "+socket" if scheme == "redis+socket" else ""
+    return f"{broker.TRANSPORT}{socket}://{rest}"
 
 
-def celery_app(redis_url: str) -> Celery:
-    """The Celery application that API and workers share. It knows no task; the worker adds the one there is."""
+def celery_app(settings: Settings) -> Celery:
+    """The Celery application that API and workers share. It knows no task; the worker adds its one."""
     app = Celery("stockade", set_as_current=False, fixups=[])
     app.conf.update(
-        broker_url=broker_url(redis_url),
-        broker_use_ssl={"ssl_cert_reqs": "required"} if redis_url.startswith("rediss://") else None,
+        broker_url=broker_url(settings),
+        broker_use_ssl={"ssl_cert_reqs": "required"} if settings.redis.startswith("rediss://") else None,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=5,
@@ -76,8 +73,8 @@ def celery_app(redis_url: str) -> Celery:
 class Queue:
     """The publishing side of the queue, for one process. Safe for threads."""
 
-    def __init__(self, redis_url: str) -> None:
-        self._app = celery_app(redis_url)
+    def __init__(self, settings: Settings) -> None:
+        self._app = celery_app(settings)
 
     def publish(self, job_id: str, attempt: int) -> None:
         """Send the message that lets a worker claim `attempt` of the job.

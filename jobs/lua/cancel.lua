@@ -10,7 +10,7 @@ if job[2] == 'queued' then
   redis.call('HSET', KEYS[1], 'state', 'finished', 'result', ARGV[3],
     'finished', t[1] * 1000 + math.floor(t[2] / 1000))
   redis.call('HDEL', KEYS[1], 'token')
-  redis.call('EXPIRE', KEYS[1], job[3])
+  redis.call('PEXPIRE', KEYS[1], job[3])
   redis.call('ZREM', KEYS[2], ARGV[1])
   redis.call('PUBLISH', ARGV[4], ARGV[1])
 elseif job[2] == 'running' then

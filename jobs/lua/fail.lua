@@ -14,13 +14,13 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 if ARGV[3] == 'expired' and tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or 0) > now then return -1 end
 redis.call('ZREM', KEYS[3], ARGV[1])
 if job[2] == 'running' and tonumber(job[3]) < tonumber(ARGV[4]) then
-  redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', job[3] + 1)
+  redis.call('HSET', KEYS[1], 'state', 'queued')
   redis.call('HDEL', KEYS[1], 'worker', 'token', 'started')
   redis.call('ZADD', KEYS[2], now, ARGV[1])
   return job[3] + 1
 end
 redis.call('HSET', KEYS[1], 'state', 'finished', 'finished', now,
   'result', job[2] == 'cancelling' and ARGV[6] or ARGV[5])
-redis.call('EXPIRE', KEYS[1], job[4])
+redis.call('PEXPIRE', KEYS[1], job[4])
 redis.call('PUBLISH', ARGV[7], ARGV[1])
 return 0

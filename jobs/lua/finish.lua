@@ -12,8 +12,8 @@ if job[2] ~= 'running' and job[2] ~= 'cancelling' then return 0 end
 local t = redis.call('TIME')
 redis.call('HSET', KEYS[1], 'state', 'finished', 'result', ARGV[3],
   'finished', t[1] * 1000 + math.floor(t[2] / 1000))
-redis.call('EXPIRE', KEYS[1], job[3])
-redis.call('EXPIRE', KEYS[3], job[3])
+redis.call('PEXPIRE', KEYS[1], job[3])
+redis.call('PEXPIRE', KEYS[3], job[3])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('PUBLISH', ARGV[4], ARGV[1])
 return 1

@@ -5,7 +5,7 @@
 --      2 string stockade:delivered
 --      3 list   the broker's queue
 -- ARGV 1 a while, ms  2 most to return  3 prefix of a job's key
--- Returns {id, attempt, id, attempt, ...}. Entries whose job is gone are removed.
+-- Returns {id, next attempt, id, next attempt, ...}. Entries whose job is gone are removed.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local before = now - ARGV[1]
@@ -18,7 +18,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', before, 'LIMIT'
   if attempt then
     redis.call('ZADD', KEYS[1], now, id)
     answer[#answer + 1] = id
-    answer[#answer + 1] = attempt
+    answer[#answer + 1] = attempt + 1
   else
     redis.call('ZREM', KEYS[1], id)
   end
