@@ -1,0 +1,68 @@
+"""The HTTP application: routes, problem details, documentation, and the life of what they share."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode
+
+from api import artifacts, documentation, health, jobs, outputs, policies, problems
+from api.access import AccessLog
+from api.artifacts import ArtifactList
+from api.health import Health, Readiness
+from api.job_view import JobView
+from api.policies import PolicyList, PublishedPolicy
+from api.problems import Problem
+from api.services import running
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+
+MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
+    (JobSpec, "validation"),
+    (JobView, "serialization"),
+    (ArtifactList, "serialization"),
+    (PolicyList, "serialization"),
+    (PublishedPolicy, "serialization"),
+    (Health, "serialization"),
+    (Readiness, "serialization"),
+    (Problem, "serialization"),
+)
+"""Every model that goes in or comes out: the schemas of the OpenAPI description."""
+
+DESCRIPTION = """\
+Send a program; a policy says what it may use; it runs in a fresh sandbox; you get its output, its files,
+what it used and, when it was stopped, which limit stopped it.
+
+Every request but those for health needs an API key as `Authorization: Bearer KEY`. Every error is a problem
+detail (RFC 9457) that lists each field at fault with what it got and what is allowed. Sizes are bytes or text
+such as `64MiB`; times are seconds or text such as `500ms`.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application of one installation. Redis need not be there yet."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running(settings) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="Stockade",
+        version=version("stockade"),
+        summary="Runs untrusted programs under a policy.",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        lifespan=lifespan,
+    )
+    app.add_middleware(AccessLog)
+    problems.install(app)
+    for routes in (jobs, outputs, artifacts, policies, health):
+        app.include_router(routes.router)
+    documentation.install(app, MODELS)
+    return app

@@ -1,0 +1,171 @@
+"""Request bodies: bounded while they arrive, and one JSON document with one meaning when they are here.
+
+A body is read only after its sender is known, is never decompressed, and is refused as soon as its
+length is declared, or has been seen to be, too large. The bytes of all bodies at once are bounded too. What
+JSON parsers disagree about is refused instead of guessed: duplicate keys, NaN and Infinity,
+text that is not UTF-8.
+"""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+from fastapi import Request
+
+from api.problems import (
+    BODY_TIMEOUT,
+    BODY_TOO_LARGE,
+    INVALID_REQUEST,
+    UNSUPPORTED_MEDIA,
+    ProblemError,
+    invalid,
+    unavailable,
+)
+from policies.violation import Violation, field_path, shown
+
+MAX_BODIES = 256 * 2**20  # bytes of all bodies that are being read or parsed
+BODY_TIME = 60.0  # seconds from the first byte of a body to its last
+
+MAX_ERRORS = 100  # nobody reads more
+
+_CLOSE = {"Connection": "close"}  # the rest of a refused body is not waited for
+
+
+class BodyReader:
+    """Reads request bodies, and counts the bytes that all of them hold together."""
+
+    def __init__(self, max_body: int, max_bodies: int = MAX_BODIES, body_time: float = BODY_TIME) -> None:
+        self._max_body = max_body
+        self._max_bodies = max_bodies
+        self._body_time = body_time
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body; its bytes count against the common bound until the block is left.
+
+        Raises:
+            ProblemError: 408, 413, 415, or 503 when too many bodies are here already.
+        """
+        _check_headers(request)
+        self._check_size(int(request.headers.get("content-length", 0)))
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in self._in_time(request.stream()):
+                size += len(chunk)
+                self._held += len(chunk)
+                self._check_size(size)
+                chunks.append(chunk)
+            yield b"".join(chunks)
+        finally:
+            self._held -= size
+
+    async def _in_time(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async with asyncio.timeout(self._body_time):
+                async for chunk in stream:
+                    yield chunk
+        except TimeoutError:
+            detail = f"The body was not complete after {self._body_time:g} seconds."
+            raise ProblemError(BODY_TIMEOUT, detail, headers=_CLOSE) from None
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_body:
+            detail = f"The body may have {self._max_body} bytes; this one has at least {size}."
+            raise ProblemError(BODY_TOO_LARGE, detail, headers=_CLOSE)
+        if self._held > self._max_bodies:
+            raise unavailable("api", "Too many large request bodies at once; try again in a moment.")
+
+
+def _check_headers(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        detail = f"Content-Type must be application/json, not {shown(media_type) or 'absent'}."
+        raise ProblemError(UNSUPPORTED_MEDIA, detail, headers=_CLOSE)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        detail = f"Content-Encoding {shown(encoding)} is not accepted: send the body as it is."
+        raise ProblemError(UNSUPPORTED_MEDIA, detail, headers=_CLOSE)
+
+
+def parse(body: bytes) -> object:
+    """The one JSON document in `body`, as plain data.
+
+    Raises:
+        ProblemError: 422 for everything that is not JSON (RFC 8259) in UTF-8, and for duplicate keys.
+    """
+    doubts: list[str] = []
+
+    def members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            doubts.append("duplicate")
+        return found
+
+    def constant(name: str) -> float:
+        doubts.append(name)
+        return 0.0
+
+    try:
+        document: object = json.loads(
+            body.decode("utf-8"), object_pairs_hook=members, parse_constant=constant
+        )
+    except RecursionError:
+        _refuse("The document is nested too deeply.", "fewer levels")
+    except UnicodeDecodeError as error:
+        _refuse(f"The body is not UTF-8: byte {error.start} cannot be read.", "JSON in UTF-8")
+    except json.JSONDecodeError as error:
+        _refuse(f"The body is not JSON: {error.msg} at line {error.lineno} column {error.colno}.", "JSON")
+    except ValueError:  # Python's own bound on the digits of an integer
+        _refuse("The body has a number of more than 4300 digits.", "numbers that fit into 64 bits")
+    if doubts:
+        raise invalid(tuple(_doubtful(body)))
+    return document
+
+
+def _refuse(message: str, allowed: str) -> NoReturn:
+    error = Violation(field="", got=None, allowed=allowed, message=message)
+    raise ProblemError(INVALID_REQUEST, message, errors=(error,))
+
+
+class _Members(list[tuple[str, object]]):
+    """The members of an object as they were written, duplicates included."""
+
+
+class _Constant(str):
+    """NaN, Infinity or -Infinity."""
+
+    __slots__ = ()
+
+
+def _doubtful(body: bytes) -> list[Violation]:
+    """Every duplicate key and every NaN or Infinity, with its place: a second, slower look at a bad body."""
+    document = json.loads(body.decode(), object_pairs_hook=_Members, parse_constant=_Constant)
+    found: list[Violation] = []
+    pending: deque[tuple[list[str | int], object]] = deque([([], document)])
+    while pending and len(found) < MAX_ERRORS:
+        path, value = pending.popleft()
+        if isinstance(value, _Constant):
+            message = f"{value} is not JSON and not a value of any field"
+            found.append(
+                Violation(field=field_path(path), got=str(value), allowed="a finite number", message=message)
+            )
+        elif isinstance(value, _Members):
+            keys: set[str] = set()
+            for key, member in value:
+                if key in keys:
+                    place = field_path([*path, key])
+                    found.append(
+                        Violation(
+                            field=place, got=None, allowed="one value", message="This key is given twice"
+                        )
+                    )
+                keys.add(key)
+                pending.append(([*path, key], member))
+        elif isinstance(value, list):
+            pending.extend(([*path, number], item) for number, item in enumerate(value))
+    return found

@@ -1,0 +1,51 @@
+"""A job as its owner sees it: everything that became of it, without repeating what was sent."""
+
+from pydantic import AwareDatetime, Field
+
+from jobs.job import Job, JobState
+from jobs.outcome import Artifact, ArtifactError, Outcome, StepResult
+from policies.admission import Admission
+from policies.model import Frozen
+
+
+class JobView(Frozen):
+    """One job: where it is, under what limits it runs, and how it went."""
+
+    id: str = Field(description="Identifier, for its address `/v1/jobs/ID`.")
+    state: JobState = Field(description="Where it is on its way; `finished` is for ever.")
+    attempt: int = Field(
+        description="How often its execution was begun; more than once only where we failed."
+    )
+    created_at: AwareDatetime = Field(description="When it was accepted.")
+    started_at: AwareDatetime | None = Field(description="When its execution began; null before.")
+    finished_at: AwareDatetime | None = Field(description="When it was finished; null before.")
+    admission: Admission = Field(description="The policy, the image, and the limits of every step.")
+    outcome: Outcome | None = Field(
+        description="Why it ended: the outcome of the last step that ran; null until it is finished."
+    )
+    steps: tuple[StepResult, ...] = Field(
+        description="The steps that ran, in order; empty until it is finished."
+    )
+    artifacts: tuple[Artifact, ...] = Field(description="The files that were collected.")
+    artifact_errors: tuple[ArtifactError, ...] = Field(
+        description="The files that matched `outputs` and were not collected."
+    )
+
+
+def render(job: Job) -> str:
+    """The JSON of a job as a `JobView`."""
+    result = job.result
+    view = JobView.model_construct(
+        id=job.id,
+        state=job.state,
+        attempt=job.attempt,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        admission=job.admission,
+        outcome=result.outcome if result else None,
+        steps=result.steps if result else (),
+        artifacts=result.artifacts if result else (),
+        artifact_errors=result.artifact_errors if result else (),
+    )
+    return view.model_dump_json()

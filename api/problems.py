@@ -1,0 +1,202 @@
+"""Problem details (RFC 9457): the one form in which the API says no.
+
+Every refusal is a `ProblemError` of one `Kind`; the exception handlers at the end turn it, and what the
+framework and Redis raise by themselves, into `application/problem+json`. Nothing else is ever sent with
+a status of 400 or above.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from kombu.exceptions import OperationalError
+from pydantic import ConfigDict, Field, JsonValue
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from policies.model import Frozen
+from policies.violation import Violation, field_path, shown
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = "1"  # seconds, sent with every 503
+
+log = structlog.get_logger(__name__)
+
+
+class Problem(Frozen):
+    """The body of every answer with a status of 400 or above (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:stockade:problem:invalid-request",
+                    "title": "The request is not valid",
+                    "status": 422,
+                    "detail": "1 field is not valid: steps[0].limits.memory",
+                    "errors": [
+                        {
+                            "field": "steps[0].limits.memory",
+                            "got": -1,
+                            "allowed": "at least 1048576",
+                            "message": "must be at least 1048576",
+                        }
+                    ],
+                }
+            ]
+        },
+    )
+
+    type: str = Field(description="What kind of problem this is, for programs: a URN that never changes.")
+    title: str = Field(description="The same for people; one text for each `type`.")
+    status: int = Field(description="The HTTP status code, repeated.")
+    detail: str = Field(description="What is wrong with this very request, or with the service.")
+    errors: tuple[Violation, ...] = Field(default=(), description="One entry for every field at fault.")
+    component: str | None = Field(
+        default=None, description="With 503: the part of the service that cannot be reached, such as `redis`."
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: its name in `type`, its `title` and its status."""
+
+    name: str
+    status: int
+    title: str
+
+
+UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid API key is required")
+NOT_FOUND = Kind("not-found", 404, "Not found")
+METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This address does not take this method")
+NOT_FINISHED = Kind("not-finished", 409, "The job has not finished")
+BODY_TIMEOUT = Kind("body-timeout", 408, "The request body did not arrive in time")
+BODY_TOO_LARGE = Kind("body-too-large", 413, "The request body is too large")
+UNSUPPORTED_MEDIA = Kind("unsupported-media-type", 415, "The request body must be plain JSON")
+INVALID_REQUEST = Kind("invalid-request", 422, "The request is not valid")
+NOT_ADMITTED = Kind("not-admitted", 422, "The policy does not allow this job")
+INTERNAL = Kind("internal", 500, "Stockade failed")
+UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
+
+KINDS = (
+    UNAUTHENTICATED,
+    NOT_FOUND,
+    METHOD_NOT_ALLOWED,
+    NOT_FINISHED,
+    BODY_TIMEOUT,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA,
+    INVALID_REQUEST,
+    NOT_ADMITTED,
+    INTERNAL,
+    UNAVAILABLE,
+)
+
+
+class ProblemError(Exception):
+    """A refusal on its way to the caller. `detail` is sent as it is: no secrets in it."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        *,
+        errors: tuple[Violation, ...] = (),
+        component: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.errors = errors
+        self.component = component
+        self.headers = headers or {}
+
+    def response(self) -> Response:
+        """This problem as an HTTP response."""
+        problem = Problem(
+            type=f"urn:stockade:problem:{self.kind.name}",
+            title=self.kind.title,
+            status=self.kind.status,
+            detail=self.detail,
+            errors=self.errors,
+            component=self.component,
+        )
+        absent = {"component"} if self.component is None else None
+        content = problem.model_dump_json(exclude=absent)
+        return Response(content, self.kind.status, headers=self.headers, media_type=MEDIA_TYPE)
+
+
+def not_found(what: str) -> ProblemError:
+    """A thing that is not there, or that another tenant owns: the two are never told apart."""
+    return ProblemError(NOT_FOUND, what)
+
+
+def unavailable(component: str, detail: str) -> ProblemError:
+    """A part of the service that cannot be reached; the caller may try again."""
+    headers = {"Retry-After": RETRY_AFTER}
+    return ProblemError(UNAVAILABLE, detail, component=component, headers=headers)
+
+
+def invalid(errors: tuple[Violation, ...], kind: Kind = INVALID_REQUEST) -> ProblemError:
+    """A request with fields at fault: all of them, at once."""
+    count = f"{len(errors)} field is" if len(errors) == 1 else f"{len(errors)} fields are"
+    verb = "valid" if kind is INVALID_REQUEST else "allowed"
+    named = ", ".join(error.field for error in errors[:5]) + (", ..." if len(errors) > 5 else "")
+    return ProblemError(kind, f"{count} not {verb}: {named}", errors=errors)
+
+
+def install(app: FastAPI) -> None:
+    """Make problem details of everything that a route, the framework or Redis raises."""
+
+    async def problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemError)
+        return error.response()
+
+    async def parameter(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return invalid(tuple(_parameter(detail) for detail in error.errors())).response()
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _from_framework(request, error).response()
+
+    async def redis(_: Request, error: Exception) -> Response:
+        log.error("redis_failed", error=type(error).__name__, reason=str(error))
+        return unavailable("redis", "Redis, which keeps the jobs, cannot be reached or refuses.").response()
+
+    app.add_exception_handler(ProblemError, problem)
+    app.add_exception_handler(RequestValidationError, parameter)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(RedisError, redis)
+    app.add_exception_handler(OperationalError, redis)  # the same, said by Celery
+
+
+def _parameter(detail: Any) -> Violation:
+    allowed = str(detail["msg"]).removeprefix("Input should be ")
+    field = field_path(detail["loc"][1:])  # the first part says "query"
+    return Violation(field=field, got=shown(detail["input"]), allowed=allowed, message=f"must be {allowed}")
+
+
+def _from_framework(request: Request, error: HTTPException) -> ProblemError:
+    if error.status_code == METHOD_NOT_ALLOWED.status:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"{request.method} is not one of the methods of this address: {allowed}."
+        return ProblemError(METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
+    if error.status_code == NOT_FOUND.status:
+        return not_found("There is nothing at this address; /docs lists what there is.")
+    raise error  # no route raises another one; if it happens it is our bug, a 500
+
+
+def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI responses of these kinds, for a route's `responses`."""
+    titles: dict[int, list[str]] = {}
+    for kind in kinds:
+        titles.setdefault(kind.status, []).append(kind.title)
+    schema: JsonValue = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": "; or: ".join(texts), "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status, texts in titles.items()
+    }

@@ -1,0 +1,74 @@
+"""What the routes work with: one set for each application, made when it starts and closed when it ends."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import cast
+
+from anyio import CapacityLimiter
+from fastapi import Request
+
+from api.auth import Authenticator
+from api.body import BodyReader
+from api.waiting import FinishedJobs
+from jobs.queue import Queue
+from jobs.settings import Settings
+from jobs.store import Store, connect
+from policies.loader import load_policies
+from policies.policy import Policy
+from policies.units import MIB
+
+BESIDE_FILES = 4 * MIB  # bytes of a body that are not files: arguments, standard input, JSON itself
+
+
+@dataclass
+class Services:
+    """Everything that outlives a request."""
+
+    settings: Settings
+    policies: Mapping[str, Policy]
+    store: Store
+    queue: Queue
+    authenticator: Authenticator
+    bodies: BodyReader
+    finished: FinishedJobs
+    large_bodies: CapacityLimiter
+
+
+def max_body(policies: Mapping[str, Policy]) -> int:
+    """Bytes that a request body may have: the most files that any policy allows, as base64, and the rest."""
+    return max(policy.files_bytes for policy in policies.values()) * 4 // 3 + BESIDE_FILES
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Services]:
+    """The services of one application, for as long as it runs."""
+    policies = load_policies(settings.policies)
+    redis = connect(settings)
+    queue = Queue(settings)
+    finished = FinishedJobs(settings.redis_py)
+    listening = asyncio.create_task(finished.run())
+    try:
+        yield Services(
+            settings=settings,
+            policies=policies,
+            store=Store(redis),
+            queue=queue,
+            authenticator=Authenticator(redis),
+            bodies=BodyReader(max_body(policies)),
+            finished=finished,
+            large_bodies=CapacityLimiter(1),
+        )
+    finally:
+        finished.close()
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+        queue.close()
+        redis.close()
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that this request came to."""
+    return cast(Services, request.app.state.services)

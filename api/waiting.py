@@ -1,0 +1,160 @@
+"""Long polls: one subscription to the store's announcements wakes every request that waits for a job.
+
+The worker announces each finished job on the channel `stockade:finished`. Announcements are a hint: they
+can be lost while Redis restarts. So a waiter looks into the store again when it is woken, when the
+subscription comes back after a loss, and every `RECHECK` seconds without either.
+
+What happens between a request's look into the store and its wait is not lost either: announcements are
+numbered, `FinishedJobs.mark` gives the number of now, and a wait that brings an older number than the
+job's announcement ends at once.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from jobs.job import Job
+from jobs.store import FINISHED_CHANNEL
+
+RECHECK = 5.0  # seconds between two looks into the store without news
+REMEMBERED = 4096  # announcements kept for requests that have not begun to wait yet
+RECONNECT_FIRST, RECONNECT_MOST = 0.05, 1.0  # seconds between attempts to subscribe; doubles
+SILENCE = 15.0  # seconds without a message after which the connection is tried with a PING
+
+log = structlog.get_logger(__name__)
+
+
+class FinishedJobs:
+    """Which jobs have just finished. Belongs to one event loop, in which `run` is a task."""
+
+    def __init__(self, address: str, *, recheck: float = RECHECK) -> None:
+        """`address`: a URL as redis-py takes it."""
+        self._address = address
+        self._recheck = recheck
+        self._number = 0  # of the latest announcement
+        self._resumed = 0  # the number when the subscription last began: before it, anything may be missing
+        self._recent: OrderedDict[str, int] = OrderedDict()
+        self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._closed = False
+        self.subscribed = False
+
+    def mark(self) -> int:
+        """The number of the latest announcement; take it before looking into the store."""
+        return self._number
+
+    def close(self) -> None:
+        """End every wait, now and from now on: the service is about to stop."""
+        self._closed = True
+        self._wake_all()
+
+    async def until_finished(
+        self,
+        job: Job,
+        seconds: float,
+        since: int,
+        look: Callable[[], Awaitable[Job | None]],
+        gone: Callable[[], Awaitable[bool]],
+    ) -> Job | None:
+        """The job once it has finished, or as it is after `seconds`; None when it has been deleted.
+
+        Redis may go away and come back meanwhile; the latest state seen is returned when it does not.
+
+        Args:
+            job: the job as it was found in the store,
+            seconds: how long to wait at most,
+            since: what `mark` gave before that,
+            look: finds the job in the store again,
+            gone: whether nobody waits for the answer any more.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        latest: Job | None = job
+        while latest is not None and not latest.finished and not self._closed:
+            left = deadline - clock()
+            if left <= 0 or (left < seconds and await gone()):
+                break
+            await self._news_of(job.id, min(left, self._recheck), since)
+            since = self.mark()
+            with suppress(RedisError):
+                latest = await look()
+        return latest
+
+    async def _news_of(self, job_id: str, seconds: float, since: int) -> None:
+        """Return when there may be news of the job since that mark, at the latest after `seconds`."""
+        if self._closed or self._resumed > since or self._recent.get(job_id, 0) > since:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._waiters.setdefault(job_id, set())
+        waiters.add(waiter)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            waiters.discard(waiter)
+            if not waiters and self._waiters.get(job_id) is waiters:
+                del self._waiters[job_id]
+
+    async def run(self) -> None:
+        """Keep the subscription for ever, whatever becomes of Redis. Ends by being cancelled."""
+        pause = RECONNECT_FIRST
+        while True:
+            try:
+                await self._subscribe()
+            except (RedisError, OSError) as error:
+                if self.subscribed:
+                    log.warning("announcements_lost", error=type(error).__name__, reason=str(error))
+                    pause = RECONNECT_FIRST
+            finally:
+                self.subscribed = False
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RECONNECT_MOST)
+
+    async def _subscribe(self) -> None:
+        # No retries inside redis-py: it would subscribe again by itself, and we should not learn that
+        # announcements were missed meanwhile.
+        never = Retry(NoBackoff(), 0)
+        client = Redis.from_url(self._address, retry=never, socket_connect_timeout=5)
+        async with client, client.pubsub() as subscription:
+            await subscription.subscribe(FINISHED_CHANNEL)
+            while True:
+                message = await subscription.get_message(timeout=SILENCE)
+                if message is None:
+                    await subscription.ping()
+                elif message["type"] == "subscribe":
+                    self._resume()
+                elif message["type"] == "message":
+                    self._announce(message["data"].decode("ascii", "replace"))
+
+    def _resume(self) -> None:
+        self.subscribed = True
+        self._number += 1
+        self._resumed = self._number
+        self._wake_all()
+
+    def _announce(self, job_id: str) -> None:
+        self._number += 1
+        self._recent[job_id] = self._number
+        self._recent.move_to_end(job_id)
+        if len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
+        _wake(self._waiters.pop(job_id, set()))
+
+    def _wake_all(self) -> None:
+        everyone, self._waiters = self._waiters, {}
+        for waiters in everyone.values():
+            _wake(waiters)
+
+
+def _wake(waiters: set[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
