@@ -1,0 +1,317 @@
+"""The launcher: the one root process. Single-threaded, standard library only.
+
+    python -m worker.sandbox.launcher --socket PATH --group GROUP --state DIR
+    python -m worker.sandbox.launcher --connection FD --state DIR     (one private peer, for ``stockade run``)
+
+It listens on a Unix SOCK_SEQPACKET socket. One connection is one job; when it closes, everything of that job is
+killed and released. SIGTERM and SIGINT kill every job and leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import grp
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from worker.sandbox import cgroups, confined, host, seccomp, wire
+from worker.sandbox.errors import SandboxError
+from worker.sandbox.host import SLOTS, IdRange
+from worker.sandbox.plan import Ceilings
+from worker.sandbox.sandbox import Host, Sandbox
+from worker.sandbox.session import Session
+from worker.sandbox.workspace import Depot
+
+PROFILES = Path(__file__).parents[2] / "policies" / "syscalls"
+
+
+class Launcher:
+    """The poll loop and what all sessions share."""
+
+    def __init__(self, shared: Host, images: dict[str, host.Rootfs], number: host.Number, prepared: int) -> None:
+        self.host, self.images, self.ceilings = shared, images, Ceilings()
+        self.depot = Depot(shared.host_proc)
+        self._number, self._target = number, prepared
+        self._poll = select.epoll()
+        self._on: dict[int, Callable[[], None]] = {}
+        self._ready: list[Sandbox] = []
+        self._running: dict[Sandbox, Session] = {}
+        self._stuck: list[Sandbox] = []
+        self._sessions: set[Session] = set()
+        self._free_ids: list[IdRange] = []
+        self._slots_used = self._serial = 0
+        self._listener: socket.socket | None = None
+        self._peer_gid: int | None = None
+        self.stopping = False
+
+    # --- the poll set
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        """Call ``handler`` whenever ``fd`` is readable or its other end is gone."""
+        self._on[fd] = handler
+        self._poll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Take ``fd`` out of the poll set, before it is closed."""
+        self._poll.unregister(fd)
+        del self._on[fd]
+
+    def run(self) -> None:
+        """Serve until told to stop and until every sandbox is gone."""
+        while not (self.stopping and not self._running):
+            events = self._poll.poll(self._timeout())
+            for fd, _ in events:
+                handler = self._on.get(fd)
+                if handler:
+                    handler()
+            self._tick()
+            if not events and len(self._ready) < self._target and not self.stopping:
+                self._prepare()
+
+    def _timeout(self) -> float:
+        if len(self._ready) < self._target and not self.stopping:
+            return 0
+        wake = min((box.wake for box in self._running), default=float("inf"))
+        return -1 if wake == float("inf") else max(0.0, wake - time.monotonic())
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for box in [box for box in self._running if box.wake <= now]:
+            if box.tick(now):
+                self._end(box, stuck=True)
+
+    # --- sandboxes
+
+    def _prepare(self) -> None:
+        self._serial += 1
+        try:
+            self._ready.append(Sandbox(self.host, str(self._serial)))
+        except SandboxError as problem:
+            log("prepare_failed", problem=str(problem))
+            self._target = 0
+
+    def take_sandbox(self, session: Session) -> Sandbox:
+        """A sandbox that no job has been in; made on the spot when none is ready."""
+        if self._ready:
+            box = self._ready.pop(0)
+        else:
+            self._serial += 1
+            box = Sandbox(self.host, str(self._serial))
+        self._running[box] = session
+        self.watch(box.pidfd, lambda: self._end(box))
+        self.watch(box.control.fileno(), box.read_control)
+        if box.leaf.oom >= 0:
+            self.watch(box.leaf.oom, box.read_oom)
+        return box
+
+    def _end(self, box: Sandbox, stuck: bool = False) -> None:
+        if box in self._running:
+            self._running[box].on_sandbox_end(stuck)
+
+    def drop_sandbox(self, box: Sandbox) -> None:
+        """Give back what a used sandbox had."""
+        del self._running[box]
+        for fd in {box.pidfd, box.control.fileno(), box.leaf.oom} - {-1}:
+            self.unwatch(fd)
+        if not box.close():
+            self._stuck.append(box)
+        if self._stuck:
+            self._stuck = [each for each in self._stuck if not each.leaf.remove()]
+
+    # --- id ranges
+
+    def take_ids(self) -> IdRange:
+        """An id range that no other sandbox of the machine has."""
+        if self._free_ids:
+            return self._free_ids.pop()
+        if self._slots_used >= SLOTS:
+            raise SandboxError("slot", 11, hint=f"all {SLOTS} slots of this launcher are taken; try again later")
+        ids = IdRange(self._number.base(self._slots_used), self.host.host_proc)
+        self._slots_used += 1
+        return ids
+
+    def give_ids(self, ids: IdRange, quarantine: bool) -> None:
+        """Take a range back; one whose processes may still be alive is never used again."""
+        if quarantine:
+            log("slot_quarantined", base=ids.base)
+            os.close(ids.userns)
+        else:
+            self._free_ids.append(ids)
+
+    def drop_later(self, directory: int) -> None:
+        """Let a child hold the last reference to a large tmpfs, so that freeing it blocks nobody."""
+        pid, pidfd = confined.fork(directory, 65534, None, lambda: time.sleep(0.05))
+
+        def reap() -> None:
+            self.unwatch(pidfd)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+
+        self.watch(pidfd, reap)
+
+    # --- peers
+
+    def listen(self, listener: socket.socket, group: int | None) -> None:
+        """Accept peers: root, and members of ``group`` (the socket's mode says the same)."""
+        self._listener, self._peer_gid = listener, group
+        self.watch(listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as problem:
+            log("accept_failed", errno=problem.errno)
+            return
+        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        _, uid, gid = struct.unpack("3i", data)
+        if uid != 0 and gid != self._peer_gid:
+            log("peer_refused", uid=uid, gid=gid)
+            connection.close()
+            return
+        self.adopt(connection)
+
+    def adopt(self, connection: socket.socket) -> Session:
+        """Start a session on a connected socket."""
+        self._serial += 1
+        session = Session(self, wire.prepare(connection), str(self._serial))
+        self._sessions.add(session)
+        return session
+
+    def forget(self, session: Session) -> None:
+        """The session has given everything back."""
+        self._sessions.discard(session)
+        if self._listener is None:
+            self.stopping = True
+
+    def stop(self) -> None:
+        """Kill every job; ``run`` returns when they are gone."""
+        self.stopping = True
+        if self._listener:
+            self.unwatch(self._listener.fileno())
+            self._listener.close()
+        for session in list(self._sessions):
+            session.close()
+
+    def close(self) -> None:
+        """Throw away what was prepared."""
+        for box in self._ready:
+            box.kill(None)
+        for box in self._ready:
+            box.reap()
+            box.close()
+
+
+def log(event: str, **fields: object) -> None:
+    """One JSON line on standard error."""
+    print(json.dumps({"event": event, **fields}), file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="stockade-launcher", description=__doc__.split("\n")[0])
+    peers = parser.add_mutually_exclusive_group(required=True)
+    peers.add_argument("--socket", help="path of the Unix socket to listen on")
+    peers.add_argument("--connection", type=int, help="descriptor of a connected socket: serve it, then exit")
+    parser.add_argument("--group", help="group whose members may connect; without it only root may")
+    parser.add_argument("--state", required=True, help="directory for images, on a file system with idmapped mounts")
+    parser.add_argument("--image-host", choices=("on", "off"), default="on", help="the built-in image `host`")
+    parser.add_argument("--prepared", type=int, default=4, help="sandboxes to keep ready")
+    parser.add_argument("--slowdown", type=float, default=1.0, help="factor on our own time-outs")
+    return parser.parse_args()
+
+
+def _listener(path: str, group: int | None) -> tuple[socket.socket, Callable[[], None]]:
+    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    name = os.path.basename(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+    os.umask(0o177)
+    listener.bind(path)
+    os.umask(0o022)
+    if group is not None:
+        os.chown(path, 0, group)
+        os.chmod(path, 0o660)
+    listener.listen(128)
+
+    def remove() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        os.close(directory)
+
+    return listener, remove
+
+
+def _open_to_all(host_proc: int) -> tuple[str, ...]:
+    """Entries of /proc that others than root may use at all; a job can't even open the rest."""
+    names = (name for name in os.listdir(host_proc) if not name.isdigit())
+    return tuple(sorted(name for name in names if os.lstat(name, dir_fd=host_proc).st_mode & 0o007))
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Everything from the checked command line to the clean end."""
+    if os.geteuid() != 0:
+        raise SandboxError("launcher", 1, hint="must be started by root")
+    group = grp.getgrnam(arguments.group).gr_gid if arguments.group else None
+    programs = seccomp.load_profiles(PROFILES)
+    with contextlib.ExitStack() as stack:
+        number = host.Number()
+        stack.callback(number.release)
+        driver = cgroups.detect(f"stockade-{number.value}")
+        stack.callback(driver.remove)
+        images = host.images(arguments.state, arguments.image_host == "on")
+        host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        listener, remove = None, None
+        if arguments.socket:
+            listener, remove = _listener(arguments.socket, group)
+            stack.callback(remove)
+        host.enter_small_namespace(arguments.state)
+        shared = Host(driver, programs, host_proc, _open_to_all(host_proc), arguments.slowdown)
+        launcher = Launcher(shared, images, number, arguments.prepared)
+        stack.callback(launcher.close)
+        _signals(launcher)
+        if listener:
+            launcher.listen(listener, group)
+        else:
+            launcher.adopt(socket.socket(fileno=arguments.connection))
+        gc.collect()
+        gc.freeze()
+        log("launcher_ready", cgroup=driver.version, number=number.value, images=sorted(images))
+        launcher.run()
+
+
+def _signals(launcher: Launcher) -> None:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write_end)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: None)
+
+    def stop() -> None:
+        os.read(read_end, 64)
+        launcher.stop()
+
+    launcher.watch(read_end, stop)
+
+
+def main() -> int:
+    """The command; 0 after a clean stop, 1 when the host can't run jobs."""
+    try:
+        serve(_arguments())
+    except SandboxError as problem:
+        log("launcher_failed", problem=str(problem), **problem.as_message())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""One sandbox as the launcher sees it: made ahead of demand, used for one step, thrown away.
+
+The cgroup, the namespaces and both tasks of `init` are there before a job is; ``start`` gives them their orders.
+A sandbox is never used twice.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worker.sandbox import init, wire
+from worker.sandbox import syscalls as sc
+from worker.sandbox.cgroups import Driver
+from worker.sandbox.errors import SandboxError
+from worker.sandbox.plan import IDS, Plan, capability_numbers, rlimits
+from worker.sandbox.rootfs import Rootfs
+from worker.sandbox.seccomp import Program
+from worker.sandbox.workspace import Workspace
+
+SETUP_SECONDS = 30.0
+STUCK_SECONDS = 5.0
+"""How long killed processes may take to be gone before the slot is given up (uninterruptible sleep)."""
+
+_MIN_CPU_CHECK = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What all sandboxes of one launcher share."""
+
+    driver: Driver
+    programs: Mapping[str, Program]
+    host_proc: int
+    proc_entries: tuple[str, ...]
+    slowdown: float = 1.0
+
+
+@dataclass(slots=True)
+class Facts:
+    """What has been seen of the job: times of CLOCK_MONOTONIC, the wait status, why it was killed."""
+
+    begun: float | None = None
+    ended: float | None = None
+    status: int | None = None
+    exec_errno: int | None = None
+    killed: str | None = None
+    failed: dict[str, Any] | None = None
+    cpu: float = 0.0
+
+
+class Sandbox:
+    """Namespaces, cgroup and the two tasks; ``pidfd`` and ``control`` belong in the launcher's poll set."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self._host, self.name, self.facts = host, name, Facts()
+        self.leaf = host.driver.create(name)
+        self.plan: Plan | None = None
+        self.deadline = self.next_cpu_check = float("inf")
+        self.kill_sent: float | None = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        birth = init.Birth(
+            theirs,
+            self.leaf.join,
+            self.leaf.reset,
+            self.leaf.cpu,
+            self.leaf.birth,
+            host.host_proc,
+            {name: program.bpf for name, program in host.programs.items()},
+        )
+        try:
+            self.pid, self.pidfd = sc.clone3(init.NAMESPACES, pidfd=True)
+        except OSError as problem:
+            ours.close()
+            self.leaf.close()
+            self.leaf.remove()
+            raise SandboxError("clone3", problem.errno or 0, "namespaces") from problem
+        finally:
+            if self.__dict__.get("pid") != 0:
+                theirs.close()
+        if self.pid == 0:
+            init.main(birth)
+        self.control = wire.prepare(ours)
+        self.control.setblocking(False)
+
+    # --- orders
+
+    def start(
+        self, plan: Plan, rootfs: Rootfs, workspace: Workspace, step: int, base: int, userns: int, fds: list[int]
+    ) -> None:
+        """Write the limits and send the orders; fds: stdin, stdout, stderr and perhaps the files."""
+        self.plan = plan
+        self.leaf.set_limits(plan.limits)
+        order = {
+            "argv": plan.argv,
+            "env": plan.env,
+            "cwd": plan.cwd,
+            "user": plan.user,
+            "hostname": plan.hostname,
+            "syscalls": plan.syscalls,
+            "capabilities": sorted(capability_numbers(plan.capabilities)),
+            "rlimits": rlimits(plan.limits),
+            "base": base,
+            "step": step,
+            "layers": rootfs.layers,
+            "views": rootfs.views,
+            "proc": self._host.proc_entries,
+        }
+        mount = workspace.mount(plan.limits)
+        try:
+            wire.send(self.control, order, (*fds[:3], mount, userns, *fds[3:]))
+        except OSError as problem:
+            raise SandboxError("order", problem.errno or 0, "init is gone") from problem
+        finally:
+            os.close(mount)
+        self.deadline = time.monotonic() + SETUP_SECONDS * self._host.slowdown
+
+    def kill(self, reason: str | None) -> None:
+        """SIGKILL to init: the kernel refuses further forks in its PID namespace and kills all in it."""
+        if self.kill_sent is not None:
+            return
+        self.facts.killed = self.facts.killed or reason
+        self.kill_sent = time.monotonic()
+        self.deadline = self.kill_sent + STUCK_SECONDS * self._host.slowdown
+        self.next_cpu_check = float("inf")
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    # --- events
+
+    def read_control(self) -> None:
+        """Take in what the two tasks have written."""
+        while True:
+            try:
+                message, fds = wire.receive(self.control)
+            except (BlockingIOError, ConnectionResetError):
+                return
+            wire.close_all(fds)
+            if message is None:
+                return
+            self._note(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        facts = self.facts
+        match message["s"]:
+            case "exec":
+                assert self.plan is not None
+                facts.begun = message["t"]
+                self.leaf.set_baseline(message["cpu"])
+                if self.kill_sent is None:
+                    limits = self.plan.limits
+                    self.deadline = message["t"] + limits.wall_time
+                    self.next_cpu_check = message["t"] + limits.cpu_time / min(limits.cpus, os.cpu_count() or 1)
+            case "exec_errno":
+                facts.exec_errno = message["errno"]
+            case "exit":
+                facts.ended, facts.status = message["t"], message["status"]
+            case "failed":
+                message.pop("s")
+                facts.failed = facts.failed or message
+
+    def read_oom(self) -> None:
+        """v1: the kernel killed one process at the memory limit; the step dies as a whole, as on v2."""
+        os.eventfd_read(self.leaf.oom)
+        if self.leaf.oom_kills():
+            self.kill("memory")
+
+    def tick(self, now: float) -> bool:
+        """Enforce what time enforces; True when the sandbox is stuck and given up."""
+        if self.kill_sent is not None:
+            return now >= self.deadline
+        if now >= self.deadline:
+            if self.facts.begun is None:
+                self.facts.failed = SandboxError("setup", 0, f"not ready in {SETUP_SECONDS} s").as_message()
+            self.kill("wall_time" if self.facts.begun is not None else None)
+        elif now >= self.next_cpu_check and self.plan is not None:
+            limits = self.plan.limits
+            left = limits.cpu_time - self.leaf.cpu_time()
+            if left <= 0:
+                self.kill("cpu_time")
+            else:
+                wait = left / min(limits.cpus, os.cpu_count() or 1)
+                self.next_cpu_check = now + max(_MIN_CPU_CHECK, wait)
+        return False
+
+    @property
+    def wake(self) -> float:
+        """When ``tick`` is due."""
+        return min(self.deadline, self.next_cpu_check)
+
+    # --- the end
+
+    def reap(self) -> None:
+        """init is dead and with it every process of the sandbox."""
+        self.read_control()
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+
+    def result(self, workspace: Workspace, isolation: dict[str, Any], stuck: bool) -> dict[str, Any]:
+        """The ``ended`` message, or ``failed`` where it was us."""
+        facts, plan = self.facts, self.plan
+        assert plan is not None
+        if facts.failed:
+            return facts.failed
+        if facts.begun is None and facts.exec_errno is None and facts.killed is None:
+            return SandboxError("init", 0, "died before the job was started").as_message()
+        usage = self.leaf.usage()
+        ended = facts.ended or time.monotonic()
+        disk, inodes, free, free_inodes = workspace.used()
+        usage |= {
+            "wall_time": ended - facts.begun if facts.begun is not None else 0.0,
+            "disk": disk,
+            "disk_inodes": inodes,
+        }
+        evidence = self._evidence(usage, free, free_inodes)
+        exited = facts.status is not None and facts.exec_errno is None
+        status = facts.status or 0
+        return {
+            "op": "ended",
+            "exit_code": os.WEXITSTATUS(status) if exited and os.WIFEXITED(status) else None,
+            "signal": os.WTERMSIG(status) if exited and os.WIFSIGNALED(status) else None,
+            "exec_errno": facts.exec_errno,
+            "killed": facts.killed,
+            "usage": usage,
+            "evidence": evidence,
+            "isolation": isolation,
+            "teardown": "stuck" if stuck else "clean",
+        }
+
+    def _evidence(self, usage: dict[str, Any], free: int, free_inodes: int) -> list[dict[str, Any]]:
+        """Every limit that the job met, with what the kernel counted; also sets ``killed`` where only the final
+        figures show that a limit was passed."""
+        assert self.plan is not None
+        limits, driver, facts = self.plan.limits, self._host.driver, self.facts
+        found: list[dict[str, Any]] = []
+
+        def add(limit: str, observed: float, where: str) -> None:
+            found.append(
+                {"limit": limit, "value": getattr(limits, limit), "observed": observed, "where": where}
+            )
+
+        kills = self.leaf.oom_kills()
+        if kills:
+            facts.killed = facts.killed or "memory"
+            add("memory", kills, driver.oom_source)
+        if usage["cpu_time"] >= limits.cpu_time:
+            facts.killed = facts.killed or "cpu_time"
+            add("cpu_time", usage["cpu_time"], driver.cpu_source)
+        if usage["wall_time"] >= limits.wall_time:
+            facts.killed = facts.killed or "wall_time"
+            add("wall_time", usage["wall_time"], "CLOCK_MONOTONIC")
+        if usage["pids_refused"]:
+            add("pids", usage["pids_refused"], driver.pids_source)
+        if free < os.sysconf("SC_PAGE_SIZE"):
+            add("disk", usage["disk"], "statfs f_bfree")
+        if free_inodes == 0:
+            add("disk_inodes", usage["disk_inodes"], "statfs f_ffree")
+        return found
+
+    def close(self) -> bool:
+        """Give everything back; False when the cgroup can't be removed because something in it will not die."""
+        os.close(self.pidfd)
+        self.control.close()
+        self.leaf.close()
+        return self.leaf.remove()
+
+
+def isolation(host: Host, plan: Plan, rootfs: Rootfs, base: int) -> dict[str, Any]:
+    """What was applied to a step, for its result."""
+    return {
+        "cgroup": host.driver.version,
+        "namespaces": ["mount", "pid", "net", "ipc", "uts", "cgroup", "user"],
+        "user_namespace": {"base": base, "size": IDS},
+        "seccomp": {"profile": plan.syscalls, "sha256": host.programs[plan.syscalls].sha256},
+        "capabilities": list(plan.capabilities),
+        "no_new_privs": True,
+        "image": plan.image,
+        "image_note": rootfs.note,
+        "kernel": platform.release(),
+    }

@@ -1,0 +1,200 @@
+"""One connection of a peer: one job, its steps one after the other over one workspace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+from worker.sandbox import confined, plan, sandbox, wire
+from worker.sandbox.errors import SandboxError
+from worker.sandbox.host import IdRange
+from worker.sandbox.sandbox import Sandbox
+from worker.sandbox.workspace import Workspace
+
+if TYPE_CHECKING:
+    from worker.sandbox.launcher import Launcher
+
+# Freeing a tmpfs with very many inodes takes its time; above this a child does it, not the launcher.
+_MANY_INODES = 5000
+
+
+class Session:
+    """States: idle, a sandbox running, or a confined child (collect, clean) at work."""
+
+    def __init__(self, launcher: Launcher, connection: socket.socket, name: str) -> None:
+        self._launcher, self._connection, self._name = launcher, connection, name
+        self._sandbox: Sandbox | None = None
+        self._child: tuple[int, int] | None = None
+        self._answer: dict[str, Any] | None = None
+        self._workspace: Workspace | None = None
+        self._ids: IdRange | None = None
+        self._plan: plan.Plan | None = None
+        self._step, self._gone, self._quarantine = 0, False, False
+        launcher.watch(connection.fileno(), self._on_message)
+
+    # --- messages of the peer
+
+    def _on_message(self) -> None:
+        try:
+            message, fds = wire.receive(self._connection)
+        except (wire.WireError, OSError) as problem:
+            self._refuse(SandboxError("message", subject=str(problem)))
+            self._leave()
+            return
+        if message is None:
+            self._leave()
+            return
+        try:
+            self._handle(message, fds)
+        except SandboxError as problem:
+            self._refuse(problem)
+        except OSError as problem:
+            self._refuse(SandboxError(str(message.get("op")), problem.errno or 0, str(problem.filename or "")))
+        finally:
+            wire.close_all(fds)
+
+    def _handle(self, message: dict[str, Any], fds: list[int]) -> None:
+        match message.get("op"):
+            case "run":
+                self._run(message, fds)
+            case "kill":
+                reason = message.get("reason")
+                if self._sandbox and reason in ("output", "cancelled"):
+                    self._sandbox.kill(reason)
+            case "collect":
+                self._collect(message)
+            case other:
+                raise SandboxError("message", subject=f"op {other!r}", hint="run, kill or collect")
+
+    def _run(self, message: dict[str, Any], fds: list[int]) -> None:
+        launcher = self._launcher
+        self._must_be_idle()
+        if len(fds) not in (3, 4) or (len(fds) == 4 and self._step):
+            raise SandboxError("message", subject="descriptors", hint="stdin, stdout, stderr; files with step 0")
+        wanted = plan.parse(message, launcher.ceilings, launcher.host.programs, launcher.images)
+        if self._ids is None:
+            self._ids = launcher.take_ids()
+        if self._workspace is None:
+            self._workspace = Workspace(launcher.depot, self._name, wanted.limits, wanted.keep)
+        rootfs = launcher.images[wanted.image]
+        box = launcher.take_sandbox(self)
+        self._sandbox, self._plan = box, wanted
+        try:
+            box.start(wanted, rootfs, self._workspace, self._step, self._ids.base, self._ids.userns, fds)
+        except SandboxError as problem:
+            box.facts.failed = problem.as_message()
+            box.kill(None)
+        self._step += 1
+
+    def _must_be_idle(self) -> None:
+        if self._sandbox or self._child:
+            raise SandboxError("message", subject="op", hint="wait for the answer to the one before")
+
+    def _collect(self, message: dict[str, Any]) -> None:
+        self._must_be_idle()
+        patterns, files, size = (message.get(key) for key in ("patterns", "max_files", "max_bytes"))
+        if (
+            not isinstance(patterns, list)
+            or not all(isinstance(each, str) and each and "\0" not in each for each in patterns)
+            or type(files) is not int
+            or type(size) is not int
+            or self._workspace is None
+            or self._ids is None
+            or self._plan is None
+        ):
+            raise SandboxError("message", subject="collect", hint="patterns, max_files, max_bytes, after a run")
+        owner, connection = self._ids.base + self._plan.user, self._connection
+        self._start_child(
+            owner, connection, lambda: confined.collect(connection, tuple(patterns), files, size)
+        )
+
+    # --- confined children
+
+    def _start_child(self, owner: int, keep: socket.socket | None, work: Any) -> None:
+        assert self._workspace is not None
+        self._child = confined.fork(self._workspace.directory, owner, keep, work)
+        self._launcher.watch(self._child[1], self._on_child)
+
+    def _on_child(self) -> None:
+        assert self._child is not None
+        _, pidfd = self._child
+        self._launcher.unwatch(pidfd)
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)
+        self._child = None
+        answer, self._answer = self._answer, None
+        if self._gone:
+            self._release()
+        elif ended is None or ended.si_code != os.CLD_EXITED or ended.si_status:
+            self._refuse(SandboxError("collect" if answer is None else "clean", subject="workspace"))
+        elif answer is not None:
+            self._send(answer)
+
+    # --- the sandbox's end
+
+    def on_sandbox_end(self, stuck: bool = False) -> None:
+        """Called when every process of the running sandbox is gone, or when it is given up."""
+        box, workspace, ids, wanted = self._sandbox, self._workspace, self._ids, self._plan
+        assert box and workspace and ids and wanted
+        self._sandbox = None
+        if not stuck:
+            box.reap()
+        applied = sandbox.isolation(
+            self._launcher.host, wanted, self._launcher.images[wanted.image], ids.base
+        )
+        try:
+            answer = box.result(workspace, applied, stuck)
+        except OSError as problem:
+            answer = SandboxError("usage", problem.errno or 0, box.name).as_message()
+        self._quarantine |= stuck
+        self._launcher.drop_sandbox(box)
+        if self._gone:
+            self._release()
+        elif wanted.keep and not stuck:
+            self._answer = answer
+            names = tuple(f"{kind}-{self._step - 1}" for kind in ("up", "ovl", "shm"))
+            self._start_child(0, None, lambda: confined.clean(names))
+        else:
+            self._send(answer)
+
+    # --- the peer's end
+
+    def _send(self, answer: dict[str, Any]) -> None:
+        try:
+            wire.send(self._connection, answer)
+        except OSError:
+            self._leave()
+
+    def _refuse(self, problem: SandboxError) -> None:
+        self._send(problem.as_message())
+
+    def _leave(self) -> None:
+        """The peer is gone: kill what it has running; what remains is released when that is dead."""
+        if self._gone:
+            return
+        self._gone = True
+        self._launcher.unwatch(self._connection.fileno())
+        self._connection.close()
+        if self._sandbox:
+            self._sandbox.kill("cancelled")
+        elif self._child:
+            signal.pidfd_send_signal(self._child[1], signal.SIGKILL)
+        else:
+            self._release()
+
+    def close(self) -> None:
+        """End the session from our side (the launcher stops)."""
+        self._leave()
+
+    def _release(self) -> None:
+        launcher, workspace = self._launcher, self._workspace
+        if workspace:
+            if workspace.used()[1] > _MANY_INODES:
+                # The child's copies of the descriptors are the last ones, so the freeing happens in its exit.
+                launcher.drop_later(workspace.directory)
+            workspace.close()
+        if self._ids:
+            launcher.give_ids(self._ids, self._quarantine)
+        launcher.forget(self)
