@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -47,7 +48,7 @@ def say(text: str) -> None:
 def interleaved(contenders: dict[str, Round], runs: int, parallel: int, rounds: int) -> dict[str, Summary]:
     """Let each contender run in turn, round after round."""
     samples = {name: Samples() for name in contenders}
-    for name, run in contenders.items():
+    for run in contenders.values():
         run(max(parallel, 8), parallel)  # warm: caches, prepared sandboxes
     for turn in range(rounds):
         for name, run in contenders.items():
@@ -67,8 +68,7 @@ def measure_sandboxes(effort: Effort) -> dict[str, dict[str, Summary]]:
             say(line)
         launcher = stack.enter_context(ours.launcher())
         contenders: dict[str, Round] = {OURS: launcher.round}
-        for each in found:
-            contenders[each.name] = lambda runs, parallel, each=each: each.round(floor, runs, parallel)
+        contenders |= {each.name: functools.partial(each.round, floor) for each in found}
         return {
             f"{parallel} at a time": interleaved(contenders, effort.sandboxes, parallel, effort.rounds)
             for parallel in (1, 4)

@@ -1,8 +1,9 @@
 """`python -m bench.load`: a closed loop of HTTP clients in one light process.
 
-Reads from standard input {"port", "key", "clients", "jobs"}; each client sends its next job when the last one has
-come back finished. Prints {"elapsed", "cpu", "took": [seconds, ...]}. Any other answer than a finished job that
-exited ends the run. Plain keep-alive sockets: a full HTTP client would cost more than the service it measures.
+Reads from standard input {"port", "key", "clients", "jobs"}; each client sends its next job when the last
+one has come back finished. Prints {"elapsed", "cpu", "took": [seconds, ...]}. Any other answer than a
+finished job that exited ends the run. Plain keep-alive sockets: a full HTTP client would cost more than
+the service it measures.
 """
 
 import json

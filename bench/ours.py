@@ -94,7 +94,7 @@ class Launcher:
         return processes.cpu_seconds({self.pid}) + time.process_time()
 
     def idle_memory(self, count: int) -> tuple[float, float]:
-        """Private bytes per sandbox in which a program sleeps, launcher's growth included; of the program alone."""
+        """Private bytes per sandbox in which a program sleeps: with the launcher's growth; the program's."""
         nothing = os.open("/dev/null", os.O_RDWR)
         idle = {pid: processes.private_bytes(pid) for pid in processes.tree(self.pid)}
         with contextlib.ExitStack() as stack:

@@ -28,6 +28,7 @@ GUEST_PACKAGES = ("ca-certificates", "g++", "iproute2", "kmod", "mount", "procps
 META_PACKAGES = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "crc32c")
 DRIVERS_KEPT = ("block", "virtio", "net")  # the others are for hardware that the machine lacks
+COMMAND_SECONDS = 600
 GUEST_SIZE = "4G"  # sparse
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
@@ -52,15 +53,19 @@ def say(text: str) -> None:
     print(f"test-v2: {text}", flush=True)
 
 
-def run(*command: str | Path, cwd: Path | None = None, stdin: str = "") -> str:
+def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command and return its output; a failure shows the command and the end of what it printed."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd, input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}, check=False,
-    )  # fmt: skip
+    words = [str(word) for word in command]
+    env = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(
+            words, cwd=cwd, env=env, text=True, check=False, timeout=COMMAND_SECONDS,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Unprepared(f"{' '.join(words)}: not done after {COMMAND_SECONDS} s") from None
     if done.returncode:
-        raise Unprepared(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout[-3000:]}")
+        raise Unprepared(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-3000:]}")
     return done.stdout
 
 
@@ -130,8 +135,8 @@ def drop_drivers(modules: Path) -> None:
     for directory in (modules / "sound", *(modules / "drivers").iterdir()):
         if directory.is_dir() and directory.name not in DRIVERS_KEPT:
             shutil.rmtree(directory)
-    for directory in ("ethernet", "wireless", "usb", "phy", "can", "wan", "fddi"):
-        shutil.rmtree(modules / "drivers/net" / directory, ignore_errors=True)
+    for name in ("ethernet", "wireless", "usb", "phy", "can", "wan", "fddi"):
+        shutil.rmtree(modules / "drivers/net" / name, ignore_errors=True)
 
 
 def make_initramfs(root: Path, unpacked: Path, release: str, target: Path) -> None:
