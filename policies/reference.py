@@ -16,29 +16,30 @@ _HEAD = """\
 
 Made from the models by `python -m policies.reference`; do not edit.
 
-A policy says what a job may ask for (`ceilings`, `images`, counts) and what it gets unasked (`defaults`). It is
-one YAML file, named after the policy. The built-in ones are in `policies/builtin/`; the files in the directory
-that `STOCKADE_POLICIES` names are added to them, and replace those of the same name. All fields are required, an
-unknown one is an error, and nothing starts with a policy that is not right.
+A policy says what a job may ask for (`ceilings`, `images`, counts) and what it gets unasked
+(`defaults`). It is one YAML file, named after the policy. The built-in ones are in `policies/builtin/`;
+the files in the directory that `STOCKADE_POLICIES` names are added to them, and replace those of the
+same name. All fields are required, an unknown one is an error, and nothing starts with a policy that is
+not right.
 
-Sizes are bytes, or text such as `64MiB`, `1.5GiB`, `500kB`. Times are seconds, or text such as `500ms`, `10s`,
-`2m`, `24h`. A policy is known by its name and by the digest of its content, which every job carries: two policies
-of one digest allow exactly the same.
+Sizes are bytes, or text such as `64MiB`, `1.5GiB`, `500kB`. Times are seconds, or text such as `500ms`,
+`10s`, `2m`, `24h`. A policy is known by its name and by the digest of its content, which every job
+carries: two policies of one digest allow exactly the same.
 """
 
 _LIMITS = """\
 ## Limits
 
-The fields of `defaults` and `ceilings`, of `limits` in a request, and of `usage` in a result. Each holds for one
-step of a job. A request that asks for more than a ceiling is refused, with everything in it that is over one.
-*Range* is what any policy can allow.
+The fields of `defaults` and `ceilings`, of `limits` in a request, and of `usage` in a result. Each holds
+for one step of a job. A request that asks for more than a ceiling is refused, with everything in it that
+is over one. *Range* is what any policy can allow.
 """
 
 _CAPABILITIES = """\
 ## Capabilities
 
-What `capabilities` may list; all of them hold in the job's own user namespace only, which owns none of its
-other namespaces:
+What `capabilities` may list; all of them hold in the job's own user namespace only, which owns none of
+its other namespaces:
 """
 
 
