@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.sandbox import seccomp
@@ -101,7 +101,9 @@ def telling_arguments(profile: Json, name: str | None) -> Iterator[tuple[int, ..
         for each in rule.get("args", []) if name in rule["names"] else []:
             values = {each["value"], each.get("valueTwo", 0)}
             near = {value + step for value in values for step in (-1, 0, 1)} | {U64}
-            near |= {value ^ flip for value in values for flip in (BIT_32, BIT_63, 0x800)}
+            mask = each["value"] if "valueTwo" in each else 1
+            flips = (BIT_32, BIT_63, mask & -mask, ~mask & mask + 1)
+            near |= {value ^ flip for value in values for flip in flips}
             candidates[each["index"]] |= {value & U64 for value in near}
     return itertools.product(*candidates)
 
@@ -166,10 +168,12 @@ def test_strict_only_takes_away() -> None:
                 assert meaning(default, name, arguments) == seccomp.RET_ALLOW, (name, arguments)
 
 
-OPERATORS = [f"SCMP_CMP_{op}" for op in ("EQ", "NE", "LT", "LE", "GT", "GE", "MASKED_EQ")]
-CALLS = ["read", "openat", "socket", "ioctl", "clone3", "listns"]
-EDGES = st.sampled_from([0, 1, 2, 0xFFFF_FFFF, BIT_32, BIT_32 + 1, BIT_63, U64 - 1, U64])
-WORDS = EDGES | st.integers(0, U64)
+OPERATORS = [f"SCMP_CMP_{op}" for op in ("EQ", "NE", "LT", "LE", "GT", "GE", *["MASKED_EQ"] * 6)]
+CALLS = ["read", "socket", "listns"]
+# Few values in few places, so that rules meet each other and their bounds.
+EDGES = st.sampled_from([0, 0xFFFF_FFFF, BIT_32, BIT_63, U64 - 1, U64])
+SMALL = st.tuples(st.integers(0, 7), st.sampled_from([0, 32])).map(lambda pair: pair[0] << pair[1])
+WORDS = EDGES | SMALL | st.tuples(SMALL, SMALL).map(sum)
 ACTIONS = st.sampled_from(["SCMP_ACT_ALLOW", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_ERRNO"])
 
 
@@ -177,7 +181,7 @@ ACTIONS = st.sampled_from(["SCMP_ACT_ALLOW", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_
 def conditions(draw: st.DrawFn) -> Json:
     """One comparison of one argument; a masked one can be met."""
     made: Json = {
-        "index": draw(st.integers(0, 5)),
+        "index": draw(st.integers(0, 1)),
         "op": draw(st.sampled_from(OPERATORS)),
         "value": draw(WORDS),
     }
@@ -194,23 +198,16 @@ def rules(draw: st.DrawFn) -> Json:
     return made | {"args": draw(st.lists(conditions(), max_size=3))}
 
 
-@given(st.lists(rules(), max_size=30), st.lists(WORDS, min_size=6, max_size=6), st.data())
-def test_any_profile_compiles_to_what_it_says(
-    made: list[Json], words: list[int], data: st.DataObject
-) -> None:
-    """Random rules, compared with their plain reading at random arguments and near the rules' own values."""
+@settings(deadline=None)
+@given(st.lists(rules(), max_size=12), st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=20))
+def test_any_profile_compiles_to_what_it_says(made: list[Json], tried: list[tuple[int, int]]) -> None:
+    """Random rules, compared with their plain reading."""
     profile = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": made}
     bpf = seccomp.compile_profile(profile, "x86_64")
-    for rule in made:
-        arguments = list(words)
-        for each in rule["args"]:
-            value = each.get("valueTwo", each["value"])
-            arguments[each["index"]] = data.draw(
-                st.sampled_from([-1, 0, 1]).map(lambda s, v=value: v + s & U64)
-            )
-        for name in CALLS:
-            ran = run(bpf, seccomp.MACHINES["x86_64"].audit, X86_64[name], tuple(arguments))
-            assert ran.verdict == meaning(profile, name, tuple(arguments))
+    for name, pair in itertools.product(CALLS, tried):
+        arguments = (*pair, 0, 0, 0, 0)
+        ran = run(bpf, seccomp.MACHINES["x86_64"].audit, X86_64[name], arguments)
+        assert ran.verdict == meaning(profile, name, arguments)
 
 
 def test_a_program_longer_than_a_jump_reaches_everything() -> None:
@@ -232,7 +229,7 @@ def test_a_program_longer_than_a_jump_reaches_everything() -> None:
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": bounds + each}
     bpf = seccomp.compile_profile(profile, "x86_64")
     assert len(bpf) > 900 * 8
-    for name, number in X86_64.items():
+    for name, number in [*X86_64.items(), (None, max(X86_64.values()) + 1)]:
         for arguments in ((0,) * 6, (9, 0, 0, 0, 0, BIT_32 * 30), (U64,) * 6):
             assert run(bpf, seccomp.MACHINES["x86_64"].audit, number, arguments).verdict == meaning(
                 profile, name, arguments

@@ -106,8 +106,8 @@ REFUSED = {
     "EAFNOSUPPORT": "socket socketpair",
 }
 REFUSED_X86 = """
-    uselib _sysctl modify_ldt iopl ioperm ustat sysfs create_module get_kernel_syms query_module getpmsg putpmsg
-    afs_syscall tuxcall security epoll_ctl_old epoll_wait_old vserver set_thread_area get_thread_area
+    uselib _sysctl modify_ldt iopl ioperm ustat sysfs create_module get_kernel_syms query_module getpmsg
+    putpmsg afs_syscall tuxcall security epoll_ctl_old epoll_wait_old vserver set_thread_area get_thread_area
     """
 
 

@@ -130,9 +130,10 @@ def compile_profile(profile: Mapping[str, Any], machine: str | None = None) -> b
             leaves[decision] = assembler.decide(decision)
         if not starts or starts[-1][1] != leaves[decision]:
             starts.append((number, leaves[decision]))
-    tree = assembler.load(_NR, assembler.search(starts))
-    killed = assembler.verdict(RET_KILL_PROCESS)
-    assembler.load(_ARCH, assembler.branch(JUMP_EQUAL, target.audit, tree, killed))
+    assembler.search(starts)
+    tree = assembler.load(_NR)
+    assembler.branch(JUMP_EQUAL, target.audit, tree, assembler.verdict(RET_KILL_PROCESS))
+    assembler.load(_ARCH)
     return assembler.program()
 
 
@@ -294,11 +295,10 @@ class _Assembler:
         above, below = self.search(starts[middle:]), self.search(starts[:middle])
         return self.branch(JUMP_GREATER_EQUAL, starts[middle][0], above, below)
 
-    def load(self, word: int, then: _Label) -> _Label:
+    def load(self, word: int) -> _Label:
         """Load a word of struct seccomp_data, then go on with the instruction written last."""
-        if then.place != len(self._reversed) - 1:
-            then = self._jump(then.place)
-        return _Label(self._emit(LOAD, 0, 0, word).place, word, then.place)
+        behind = len(self._reversed) - 1
+        return _Label(self._emit(LOAD, 0, 0, word).place, word, behind)
 
     def branch(self, code: int, k: int, yes: _Label, no: _Label, holding: int | None = None) -> _Label:
         """One conditional jump; ``holding`` names the word that is loaded and still whole, if any."""
@@ -323,21 +323,24 @@ class _Assembler:
             label = self._equal(low, argument.value & _U32, argument.mask & _U32, yes, no)
             return self._equal(low + 4, argument.value >> 32, argument.mask >> 32, label, no)
         code = JUMP_GREATER if op == "GT" else JUMP_GREATER_EQUAL
-        label = self.load(low, self.branch(code, argument.value & _U32, yes, no, low))
-        high = argument.value >> 32
-        label = self.branch(JUMP_EQUAL, high, label, no, low + 4)
-        return self.load(low + 4, self.branch(JUMP_GREATER, high, yes, label, low + 4))
+        self.branch(code, argument.value & _U32, yes, no, low)
+        label = self.load(low)
+        label = self.branch(JUMP_EQUAL, argument.value >> 32, label, no, low + 4)
+        self.branch(JUMP_GREATER, argument.value >> 32, yes, label, low + 4)
+        return self.load(low + 4)
 
     def _equal(self, word: int, value: int, mask: int, yes: _Label, no: _Label) -> _Label:
         """Compare one half of an argument; a half of which no bit counts is not looked at."""
         if mask == 0:
             return yes
         if mask == _U32:
-            return self.load(word, self.branch(JUMP_EQUAL, value, yes, no, word))
-        if value == 0:
-            return self.load(word, self.branch(JUMP_ANY_BIT, mask, no, yes, word))
-        self.branch(JUMP_EQUAL, value, yes, no)
-        return self.load(word, self._emit(AND, 0, 0, mask))
+            self.branch(JUMP_EQUAL, value, yes, no, word)
+        elif value == 0:
+            self.branch(JUMP_ANY_BIT, mask, no, yes, word)
+        else:
+            self.branch(JUMP_EQUAL, value, yes, no)
+            self._emit(AND, 0, 0, mask)
+        return self.load(word)
 
     def _jump(self, target: int) -> _Label:
         return self._emit(JUMP, 0, 0, len(self._reversed) - target - 1)
