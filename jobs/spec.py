@@ -111,6 +111,10 @@ def _mode(value: Any) -> str:
     return value.rjust(4, "0")
 
 
+_COMPONENT = r"(?!\.{1,2}(/|$))[^/\u0000]+"
+_PLAIN_PATH = f"{_COMPONENT}(/{_COMPONENT})*"
+"""The form of `_relative` for the JSON schema, which has no functions."""
+
 _ONE_CONTENT: dict[str, JsonValue] = {
     "oneOf": [
         {"required": ["text"], "properties": {"text": {"type": "string"}}},
@@ -124,19 +128,15 @@ Argument = Annotated[
     AfterValidator(_without_nul),
     Field(json_schema_extra={"pattern": r"^[^\u0000]*$"}),
 ]
-VariableName = Annotated[
-    str,
-    StringConstraints(max_length=ARGV_ENV_BYTES),
-    AfterValidator(_variable_name),
-    Field(json_schema_extra={"pattern": r"^[^=\u0000]+$"}),
-]
+VariableName = Annotated[str, StringConstraints(max_length=ARGV_ENV_BYTES), AfterValidator(_variable_name)]
 RelativePath = Annotated[
-    str, StringConstraints(min_length=1, max_length=PATH_BYTES), AfterValidator(_relative)
+    str,
+    StringConstraints(min_length=1, max_length=PATH_BYTES),
+    AfterValidator(_relative),
+    Field(json_schema_extra={"pattern": f"^{_PLAIN_PATH}$"}),
 ]
 """A path below the workspace in its plain form."""
 StepName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
 _ModeText = Annotated[str, StringConstraints(pattern=MODE_PATTERN)]
 
 
@@ -225,11 +225,13 @@ class Step(Frozen):
     env: dict[VariableName, Argument] = Field(
         default_factory=dict,
         max_length=ENV_MAX,
+        json_schema_extra={"propertyNames": {"pattern": r"^[^=\u0000]+$"}},
         description="Environment variables, over those that every program gets: PATH, HOME, LANG.",
     )
     cwd: Annotated[Argument, AfterValidator(_working_directory)] = Field(
         default=WORKSPACE,
         description=f"Directory to start in: relative to the workspace, or below {WORKSPACE}.",
+        json_schema_extra={"pattern": rf"^(\.?|{WORKSPACE}/?|({WORKSPACE}/)?{_PLAIN_PATH}/?)$"},
         examples=["src"],
     )
     limits: LimitsRequest = Field(

@@ -1,7 +1,9 @@
 """JobSpec: what a request may look like, and what is refused before any policy is asked."""
 
+import re
 import timeit
 from base64 import b64encode
+from itertools import product
 from typing import Any
 
 import pytest
@@ -367,6 +369,24 @@ def test_the_schema_shows_every_form() -> None:
     stdin = schema["$defs"]["Step"]["properties"]["stdin"]["anyOf"]
     assert [form.get("type", form.get("$ref")) for form in stdin] == ["string", "#/$defs/Content"]
     assert all(part["additionalProperties"] is False for part in [schema, *schema["$defs"].values()])
+
+
+@pytest.mark.parametrize("parts", list(product(["", ".", "..", "...", "a", "/work", "a\0b"], repeat=2)))
+@pytest.mark.parametrize("end", ["", "/"])
+def test_the_schema_knows_paths_as_we_do(parts: tuple[str, str], end: str) -> None:
+    """A path fits the pattern in the JSON schema just when it is accepted."""
+    schema = JobSpec.model_json_schema()
+    path = "/".join(parts) + end
+    for body, pattern in (
+        (TRUE | {"outputs": [path]}, schema["properties"]["outputs"]["items"]["pattern"]),
+        (with_step(cwd=path), schema["$defs"]["Step"]["properties"]["cwd"]["pattern"]),
+    ):
+        try:
+            JobSpec.model_validate(body)
+            accepted = True
+        except ValidationError:
+            accepted = False
+        assert bool(re.search(pattern, path)) == accepted, body
 
 
 def test_deep_paths_cost_little() -> None:
