@@ -256,7 +256,12 @@ def condition(**changes: Any) -> Json:
     ("changed", "message"),
     [
         ({"syscalls": [rule(names=["read", "raed"])]}, r"syscalls\[0\]: unknown name raed"),
-        ({"syscalls": [rule(), rule(names="read")]}, r"syscalls\[1\]: expected a list of names"),
+        ({"syscalls": [rule(), rule(names="read")]}, r"syscalls\[1\]: expected a list, got 'read'"),
+        ({"syscalls": [rule(names=[3])]}, r"syscalls\[0\]: expected names, got \[3\]"),
+        ({"syscalls": {"read": True}}, "syscalls: expected a list"),
+        ({"syscalls": [rule(args=None)]}, r"syscalls\[0\].args: expected a list, got None"),
+        ({"syscalls": [rule(action=[])]}, r"unknown action \[\]"),
+        ({"syscalls": [condition(op=[])]}, r"unknown op \[\]"),
         ({"syscalls": [rule(action="SCMP_ACT_NOTIFY")]}, "unknown action 'SCMP_ACT_NOTIFY'"),
         ({"syscalls": [rule(errnoRet=1)]}, "errnoRet is of no use with SCMP_ACT_ALLOW"),
         (
@@ -299,6 +304,7 @@ def test_a_machine_without_a_table_is_refused() -> None:
         ("[]", "a profile is a JSON object"),
         ('{"extends": "other"}', "no profile 'other'"),
         ('{"extends": "own"}', "own -> own is a circle"),
+        ('{"extends": ["own"]}', "no profile ['own'] among own"),
     ],
 )
 def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path, text: str, hint: str) -> None:

@@ -148,11 +148,12 @@ def read_rules(profile: Mapping[str, Any], architecture: str) -> dict[str, tuple
         raise ValueError(f"architectures: {architecture} is not among {', '.join(architectures)}")
     default = Rule(_verdict("defaultAction", profile["defaultAction"], profile.get("defaultErrnoRet")), ())
     found: dict[str, list[Rule]] = {name: [] for machine in MACHINES.values() for name in machine.numbers}
-    for position, raw in enumerate(profile["syscalls"]):
+    for position, raw in enumerate(_list("syscalls", profile["syscalls"])):
         where = f"syscalls[{position}]"
         _check_keys(where, raw, {"names", "action"}, {"errnoRet", "args", "comment"})
         _check_names(where, raw["names"], found)
-        arguments = tuple(_argument(f"{where}.args[{i}]", each) for i, each in enumerate(raw.get("args", [])))
+        args = _list(f"{where}.args", raw.get("args", []))
+        arguments = tuple(_argument(f"{where}.args[{i}]", each) for i, each in enumerate(args))
         rule = Rule(_verdict(where, raw["action"], raw.get("errnoRet")), arguments)
         for name in raw["names"]:
             if all(earlier.arguments for earlier in found[name]):
@@ -171,10 +172,10 @@ def _ended(rules: list[Rule], default: Rule) -> tuple[Rule, ...]:
 
 def _resolve(name: str, paths: Mapping[str, Path], seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """A profile's JSON with those that it extends merged in: its own rules first, its own defaults."""
+    if not isinstance(name, str) or name not in paths:
+        raise ValueError(f"extends: no profile {name!r} among {', '.join(paths)}")
     if name in seen:
         raise ValueError(f"extends: {' -> '.join([*seen, name])} is a circle")
-    if name not in paths:
-        raise ValueError(f"extends: no profile {name!r} among {sorted(paths)}")
     profile: dict[str, Any] = json.loads(paths[name].read_bytes())
     if not isinstance(profile, dict):
         raise ValueError("a profile is a JSON object")
@@ -182,7 +183,8 @@ def _resolve(name: str, paths: Mapping[str, Path], seen: tuple[str, ...] = ()) -
     if base is None:
         return profile
     inherited = _resolve(base, paths, (*seen, name))
-    return {**inherited, **profile, "syscalls": [*profile.get("syscalls", []), *inherited["syscalls"]]}
+    own = _list("syscalls", profile.get("syscalls", []))
+    return {**inherited, **profile, "syscalls": own + _list("syscalls", inherited.get("syscalls", []))}
 
 
 def _machine(name: str) -> Machine:
@@ -200,9 +202,15 @@ def _check_keys(where: str, value: Any, needed: set[str], optional: set[str]) ->
         raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}")
 
 
+def _list(where: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: expected a list, got {value!r}")
+    return value
+
+
 def _check_names(where: str, names: Any, known: Iterable[str]) -> None:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{where}: expected a list of names, got {names!r}")
+    if not all(isinstance(name, str) for name in _list(where, names)):
+        raise ValueError(f"{where}: expected names, got {names!r}")
     if unknown := sorted(set(names) - set(known)):
         raise ValueError(f"{where}: unknown name {', '.join(unknown)}")
 
@@ -221,7 +229,7 @@ def _verdict(where: str, action: Any, errno_ret: Any) -> int:
             f"{where}: errnoRet", errno.EPERM if errno_ret is None else errno_ret, 4095
         )
     plain = {"SCMP_ACT_ALLOW": RET_ALLOW, "SCMP_ACT_KILL_PROCESS": RET_KILL_PROCESS}
-    if action not in plain:
+    if not isinstance(action, str) or action not in plain:
         raise ValueError(f"{where}: unknown action {action!r}")
     if errno_ret is not None:
         raise ValueError(f"{where}: errnoRet is of no use with {action}")
@@ -238,8 +246,8 @@ def _argument(where: str, raw: Any) -> Argument:
         if wanted & ~value:
             raise ValueError(f"{where}: no argument masked with {value:#x} can equal {wanted:#x}")
         return Argument(index, "EQ", wanted, value)
-    op = str(raw["op"]).removeprefix("SCMP_CMP_")
-    if raw["op"] not in {f"SCMP_CMP_{known}" for known in ("EQ", "NE", "LT", "LE", "GT", "GE")}:
+    prefix, _, op = str(raw["op"]).rpartition("_")
+    if prefix != "SCMP_CMP" or op not in ("EQ", "NE", "LT", "LE", "GT", "GE"):
         raise ValueError(f"{where}: unknown op {raw['op']!r}")
     if raw.get("valueTwo"):
         raise ValueError(f"{where}: valueTwo is of no use with {raw['op']}")
