@@ -85,7 +85,8 @@ class LeafV2:
         self.cpu = os.open("cpu.stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.birth)
         self.reset: tuple[int, ...] = ()
         # memory.peak is resettable since 6.12, for readers of the very descriptor that was written.
-        with contextlib.suppress(OSError):
+        # Before, root may open it for writing all the same, and the write is refused.
+        if os.stat("memory.peak", dir_fd=self.birth).st_mode & 0o200:
             self.reset = (os.open("memory.peak", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.birth),)
         self._baseline: dict[str, int] = {}
 
