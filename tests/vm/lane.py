@@ -78,7 +78,8 @@ def verdict(results: Path, console: Path, in_time: bool, timeout: float) -> int:
     if in_time and text.isdigit():
         image.say(f"report: {results / 'junit.xml'}")
         return int(text)
-    sys.stdout.write("".join(console.read_text(errors="replace").splitlines(keepends=True)[-40:]))
+    said = console.read_text(errors="replace") if console.exists() else "no kernel was started\n"
+    sys.stdout.write("".join(said.splitlines(keepends=True)[-40:]))
     image.say("FAILED: " + ("the guest died" if in_time else f"not done after {timeout:.0f} s"))
     return DIED if in_time else TIMED_OUT
 
@@ -99,6 +100,7 @@ def main(arguments: list[str]) -> int:
         results.mkdir(exist_ok=True)
         product, console = cache / f"run-{os.getpid()}.ext4", results / "console.log"
         try:
+            console.unlink(missing_ok=True)
             image.product_disk(product, prefix, arguments or ["-m", "kernel"])
             image.say(f"booting {machine.root.parent.name}, at most {timeout:.0f} s")
             in_time = boot(qemu_command(machine, product, console, prefix), timeout)
