@@ -13,14 +13,10 @@ from pydantic import Field
 from policies.limits import Limits, LimitsRequest
 from policies.model import Frozen
 from policies.policy import Policy
-from policies.units import KIB
 from policies.violation import Violation, shown
 
 BLOCK = 4096
 """Bytes in which a file takes up the disk of a job: tmpfs stores pages."""
-OWN_BYTES = 128 * KIB
-OWN_INODES = 64
-"""What the sandbox itself needs, at most, of a step's `disk` and `disk_inodes` for its mount points."""
 
 HOST_IMAGE = "host"
 """The built-in image: a read-only view of the machine's own toolchain directories."""
@@ -168,13 +164,13 @@ def _files_on_disk(field: str, files: Sequence[FileRequest], limits: Limits) -> 
     """Yield what keeps the workspace from holding the request's files: else setting up would run into it."""
     if not files:
         return
-    size = OWN_BYTES + sum(-(-file.size // BLOCK) * BLOCK for file in files)
+    size = sum(-(-file.size // BLOCK) * BLOCK for file in files)
     if size > limits.disk:
         message = f"the files of the request need {size} bytes of disk"
         yield Violation(
             field=f"{field}.limits.disk", got=limits.disk, allowed=f"at least {size}", message=message
         )
-    inodes = OWN_INODES + len(files) + len(_directories(files))
+    inodes = len(files) + len(_directories(files))
     if inodes > limits.disk_inodes:
         message = f"the files of the request and their directories need {inodes} inodes"
         where = f"{field}.limits.disk_inodes"

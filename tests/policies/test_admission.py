@@ -98,12 +98,14 @@ def test_counts_are_the_policys() -> None:
 
 def test_files_must_fit_on_the_disk_of_every_step() -> None:
     """Files that the workspace cannot hold are refused, not left to fail as an error of ours."""
-    files = [{"path": "big", "text": "x" * (1 << 20)}]
-    request = spec(command={"argv": ["a"], "limits": {"disk": "1MiB"}}, files=files)
-    assert refused(request)["command.limits.disk"][0] == 1 << 20
-    deep = [{"path": "/".join(["d"] * 60 + [str(number)]), "text": ""} for number in range(10)]
+    steps = [{"argv": ["a"]}, {"argv": ["b"], "limits": {"disk": "1MiB"}}]
+    full = {"path": "full", "text": "x" * (1 << 20)}
+    assert admit(spec(steps=steps, files=[full]), DEFAULT)
+    request = spec(steps=steps, files=[full, {"path": "one", "text": "x"}])
+    assert refused(request) == {"steps[1].limits.disk": (1 << 20, f"at least {(1 << 20) + 4096}")}
+    deep = [{"path": "/".join([str(number), *["d"] * 60, "f"]), "text": ""} for number in range(3)]
     request = spec(command={"argv": ["a"], "limits": {"disk_inodes": 128}}, files=deep)
-    assert refused(request) == {"command.limits.disk_inodes": (128, "at least 134")}
+    assert refused(request) == {"command.limits.disk_inodes": (128, "at least 186")}
 
 
 def test_the_host_image_can_be_switched_off() -> None:
