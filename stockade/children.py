@@ -30,6 +30,7 @@ class Child:
     log: Path
     user: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    pass_fds: tuple[int, ...] = ()
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -44,6 +45,7 @@ class Child:
                 cwd="/",
                 env={"PATH": PATH, "LANG": "C.UTF-8", **self.env},
                 start_new_session=True,
+                pass_fds=self.pass_fds,
             )
 
     @property

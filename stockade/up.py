@@ -186,24 +186,10 @@ class Stack:
 def launcher_command(settings: Settings, state: Path) -> list[str]:
     """The argument list of the privileged launcher that serves ``settings.launcher`` and keeps ``state``."""
     return [
-        *_delegated(),
         *(sys.executable, "-I", "-m", "worker.sandbox.launcher"),
         *("--socket", str(settings.launcher), "--group", host.SERVICE_USER, "--state", str(state)),
-        *("--image-host", "on" if settings.image_host else "off", "--slots", str(settings.slots)),
+        *("--image-host", "on" if settings.image_host else "off"),
     ]
-
-
-def _delegated() -> tuple[str, ...]:
-    """What to run a launcher through, so that it has a cgroup of its own.
-
-    In cgroup v2 only a cgroup without processes can hand controllers to its children (cgroups(7)), and
-    the one of a login session has processes. Where systemd rules, it makes one; elsewhere the launcher
-    says itself what is missing.
-    """
-    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
-    if Path("/run/systemd/system").is_dir() and controllers.exists() and "memory" in controllers.read_text():
-        return ("systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes", "--")
-    return ()
 
 
 def accepts(path: Path) -> bool:

@@ -1,0 +1,299 @@
+"""``stockade run``: one command in a sandbox of its own, at once, without queue, Redis or API.
+
+It starts a launcher for itself alone, connected by a socket pair, and is that launcher's only
+peer. Without ``--json`` the command's standard streams are ours; with it they are captured.
+
+Exit status: the command's own; 128 plus the signal that ended it, which is 137 when a limit did; 125 when we
+failed or refused; 126 when the command could not be started, 127 when there is no such command.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from jobs.outcome import Evidence, Outcome, OutcomeKind
+from jobs.spec import JobSpec
+from policies.admission import HOST_IMAGE, AdmissionError, admit
+from policies.limits import Limits
+from policies.loader import PolicyError, load_policies
+from policies.policy import Policy
+from policies.units import format_duration, format_size
+from policies.violation import Violation, violations
+from stockade import host
+from stockade.children import Child
+from worker import memfile
+from worker.attempt import Planned, plan_of, result_of
+from worker.outcome import outcome_of
+from worker.sandbox.client import Session
+from worker.sandbox.errors import SandboxError
+from worker.stop import Reason, Stop
+from worker.supervise import supervise
+
+OURS, NOT_STARTED, NOT_FOUND, KILLED = 125, 126, 127, 137
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One admitted command."""
+
+    spec: JobSpec
+    policy: Policy
+    step: Planned
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        return self.step.admitted.limits
+
+
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option for each limit, with the limit's own name and description."""
+    for name, about in reversed(Limits.model_fields.items()):
+        help_text = (about.description or "").split(". ")[0].rstrip(".") + "."
+        command = click.option(f"--{name.replace('_', '-')}", name, metavar="N", help=help_text)(command)
+    return command
+
+
+@click.command(
+    context_settings={"allow_interspersed_args": False},
+    epilog='Sizes are written as "64MiB", times as "500ms" or "10s"; plain numbers are bytes and seconds.',
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--policy", default="default", show_default=True, help="Policy: defaults and ceilings.")
+@click.option(
+    "--policies",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of policies (YAML) beside the built-in ones.",
+)
+@click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run in.")
+@_limit_options
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    metavar="LOCAL[:PATH]",
+    help="Copy a local file into the workspace, as PATH. May be repeated.",
+)
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment variable. May be repeated.")
+@click.option("--cwd", help="Directory to start in, below the workspace /work.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Capture the output; print it, outcome and usage as JSON."
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/var/lib/stockade"),
+    show_default=True,
+    help="Directory to work in, on a file system with idmapped mounts.",
+)
+def run(
+    command: tuple[str, ...],
+    policy: str,
+    policies: Path | None,
+    image: str,
+    files: tuple[str, ...],
+    env: tuple[str, ...],
+    cwd: str | None,
+    as_json: bool,
+    state: Path,
+    **limits: str | None,
+) -> None:
+    """Run COMMAND in a fresh sandbox, now.
+
+    The exit status is the command's; 128 + N when signal N ended it, 137 when a limit did, 125 when we
+    failed or refused, 126 when COMMAND could not be started, 127 when there is no such command.
+    """
+    try:
+        host.require_root("run")
+        step: dict[str, Any] = {"argv": command, "env": _environment(env), "limits": _given(limits)}
+        if cwd is not None:
+            step["cwd"] = cwd
+        asked = {"image": image, "policy": policy, "command": step, "files": [_file(each) for each in files]}
+        admitted = _admitted(asked, policies)
+        with _session(state) as session:
+            status = (_run_captured if as_json else _run_straight)(session, admitted)
+    except (click.ClickException, SandboxError, PolicyError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"stockade run: {message}", err=True)
+        status = OURS
+    sys.exit(status)
+
+
+# ---- what is asked
+
+
+def _given(limits: dict[str, str | None]) -> dict[str, str | int | float]:
+    """The limits that the command line names; plain numbers as numbers."""
+    return {name: _number(text) for name, text in limits.items() if text is not None}
+
+
+def _number(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.ClickException(f"--env {pair}: expected NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _file(argument: str) -> dict[str, str]:
+    local, colon, path = argument.partition(":")
+    try:
+        content, mode = Path(local).read_bytes(), Path(local).stat().st_mode
+    except OSError as error:
+        raise click.ClickException(f"--file {local}: {error.strerror}") from None
+    name = path if colon else Path(local).name
+    return {"path": name, "base64": b64encode(content).decode(), "mode": f"{mode & 0o777:04o}"}
+
+
+def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
+    """The command as its policy admits it; everything wrong with it at once as one message."""
+    try:
+        spec = JobSpec.model_validate(asked)
+        policies = load_policies(directory)
+        if spec.policy not in policies:
+            raise click.ClickException(f"there is no policy {spec.policy!r}, there are {', '.join(policies)}")
+        admission = admit(spec, policies[spec.policy])
+    except ValidationError as error:
+        raise click.ClickException(_sentences(violations(error))) from None
+    except AdmissionError as error:
+        raise click.ClickException(_sentences(error.violations)) from None
+    step = Planned(spec.sequence[0], admission.steps[0], first=True, last=True)
+    return Run(spec, policies[spec.policy], step)
+
+
+def _sentences(found: tuple[Violation, ...]) -> str:
+    return "\n".join(
+        ["refused:", *(f"  {each.field.removeprefix('command.')}: {each.message}" for each in found)]
+    )
+
+
+# ---- how it is run
+
+
+@contextmanager
+def _session(state: Path) -> Iterator[Session]:
+    """A launcher of our own and the session with it; both, and all their files, are gone afterwards."""
+    with ExitStack() as stack:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix="run-", dir=state))
+        except OSError as error:
+            raise click.ClickException(f"--state {state}: {error.strerror}") from None
+        stack.callback(shutil.rmtree, scratch)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection = ("--connection", str(theirs.fileno()), "--state", str(scratch / "launcher"))
+        argv = [sys.executable, "-I", "-m", "worker.sandbox.launcher", *connection, "--prepared", "0"]
+        launcher = Child("launcher", argv, scratch / "log", pass_fds=(theirs.fileno(),))
+        stack.callback(launcher.stop, 20)
+        launcher.start()
+        theirs.close()
+        try:
+            with Session(ours) as session:
+                yield session
+        except SandboxError as error:
+            said = (scratch / "log").read_text(errors="replace").strip()
+            raise click.ClickException(f"{error}\nthe launcher said:\n{said}") from None
+
+
+@contextmanager
+def _cancelled_by_signals(cancel: Callable[[], None]) -> Iterator[list[int]]:
+    """Have signals that should end us end the command instead; the list has the first of them."""
+    got: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if not got:
+            got.append(number)
+            cancel()
+
+    old = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
+    try:
+        yield got
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _run_straight(session: Session, run: Run) -> int:
+    """Run it on our own standard streams; say on standard error what stopped it, if something did."""
+    with _files(run) as files, _cancelled_by_signals(lambda: session.kill("cancelled")) as got:
+        session.run(plan_of(run.step, run.spec.image, run.policy), 0, 1, 2, files)
+        report = session.receive()
+    if report["op"] == "failed":
+        raise SandboxError(report["step"], report["errno"], report["subject"], report["hint"])
+    outcome = outcome_of(report, run.limits)
+    _say(outcome)
+    return 128 + got[0] if got else _status(outcome)
+
+
+def _run_captured(session: Session, run: Run) -> int:
+    """Run it on no input, or on what is piped to us; print its result as one line of JSON."""
+    stop = Stop()
+    with _files(run) as files, _cancelled_by_signals(lambda: stop.ask(Reason.CANCELLED)) as got:
+        plan = plan_of(run.step, run.spec.image, run.policy)
+        ended = supervise(session, plan, (0, files), run.limits.output, False, stop)
+    result = result_of(run.step, ended)
+    click.echo(result.model_dump_json())
+    return 128 + got[0] if got else _status(result.outcome)
+
+
+@contextmanager
+def _files(run: Run) -> Iterator[int | None]:
+    if not run.spec.files:
+        yield None
+        return
+    descriptor = memfile.sealed("files", memfile.packed(run.spec.files))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+# ---- what is said about it
+
+
+def _status(outcome: Outcome) -> int:
+    if outcome.kind is OutcomeKind.EXEC_FAILED:
+        return NOT_FOUND if outcome.errno == "ENOENT" else NOT_STARTED
+    if outcome.signal is not None:
+        return 128 + outcome.signal
+    return KILLED if outcome.exit_code is None else outcome.exit_code
+
+
+def _say(outcome: Outcome) -> None:
+    """Say on standard error what stopped the program, if something did, and what limits it met."""
+    if outcome.kind is not OutcomeKind.EXITED:
+        click.echo(f"stockade run: {outcome.kind}: {outcome.message}", err=True)
+    for each in outcome.evidence:
+        click.echo(f"stockade run:   {shown(each)}", err=True)
+
+
+def shown(evidence: Evidence) -> str:
+    """One piece of evidence in a line: ``memory 64MiB, memory.events oom_kill: 1``."""
+    value = evidence.value
+    if evidence.limit in ("memory", "disk", "output") and isinstance(value, int):
+        value = format_size(value)
+    elif evidence.limit in ("cpu_time", "wall_time") and isinstance(value, int | float):
+        value = format_duration(value)
+    return f"{evidence.limit} {value}, {evidence.where}: {evidence.observed}"
