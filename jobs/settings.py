@@ -22,7 +22,11 @@ class SettingsError(Exception):
 
 
 def _address(url: str) -> str:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # whose text may quote a part of a password
+        raise ValueError("must be a URL; percent-encode special characters in a password") from None
     if parts.scheme not in _SCHEMES:
         raise ValueError("must be redis://HOST:PORT/DB, rediss://… or unix:///PATH?db=DB")
     if parts.scheme in ("unix", "redis+socket") and not parts.path.startswith("/"):
@@ -68,6 +72,10 @@ class Settings(BaseModel):
         default=12.0,
         description="Seconds after which a worker that gives no sign of life loses its jobs to others.",
     )
+    drain: Annotated[float, Ge(0), Le(86_400)] = Field(
+        default=8.0,
+        description="Seconds that a stopping worker lets its jobs run on; then they go back to the queue.",
+    )
     image_host: bool = Field(
         default=True, description="Whether jobs may run in the built-in image `host`: on or off."
     )
@@ -88,7 +96,10 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            wrong = (f"{PREFIX}{str(found['loc'][0]).upper()}: {found['msg']}" for found in error.errors())
+            wrong = (
+                f"{PREFIX}{str(found['loc'][0]).upper()}: {found['msg'].removeprefix('Value error, ')}"
+                for found in error.errors()
+            )
             raise SettingsError("; ".join(wrong)) from None
 
     def environment(self) -> dict[str, str]:

@@ -58,9 +58,10 @@ def test_the_password_of_redis_is_never_shown() -> None:
     assert settings.redis_shown == "rediss://h:1/2"
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in str(settings)
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_env({"STOCKADE_REDIS": "http://user:hunter2@h"})
-    assert "hunter2" not in str(caught.value)
+    for wrong in ("http://user:hunter2@h", "redis://:hunter2/x@h", "redis://:hunter2@\N{CARE OF}"):
+        with pytest.raises(SettingsError) as caught:
+            Settings.from_env({"STOCKADE_REDIS": wrong})
+        assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
