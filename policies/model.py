@@ -4,13 +4,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """An immutable value. A key that it does not know is an error, never ignored."""
+    """An immutable value. A key that it does not know is an error, never ignored; so are NaN and infinity."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=False,
-        ser_json_inf_nan="strings",
-        protected_namespaces=(),
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
