@@ -49,6 +49,7 @@ UNCLAIMED_ARTIFACTS = 24 * 3600
 WORKER_SILENCE = 15.0
 """Seconds without a heartbeat after which a worker counts as gone."""
 
+_RELEASES_MAX = 900  # the queue takes attempt numbers up to 999
 _JOB, _QUEUED, _LEASES = "stockade:job:", "stockade:queued", "stockade:leases"
 _FENCE, _DELIVERED, _WORKERS = "stockade:fence", "stockade:delivered", "stockade:workers"
 _FIELDS = ("tenant", "state", "spec", "admission", "attempt", "created", "started", "finished", "result")
@@ -178,7 +179,12 @@ class Store:
             kind: the outcome when there is no further attempt, SANDBOX_ERROR or WORKER_LOST.
             message: one sentence about the failure, for that outcome.
         """
-        return self._fail(Lease(attempt.job.id, attempt.token), kind, message, expired=False)
+        return self._fail(Lease(attempt.job.id, attempt.token), kind, message)
+
+    def release(self, attempt: Attempt) -> Failure:
+        """Give a job back that its worker will not run to its end: it is queued again in any case."""
+        lease = Lease(attempt.job.id, attempt.token)
+        return self._fail(lease, OutcomeKind.WORKER_LOST, "Its worker was stopped.", attempts=_RELEASES_MAX)
 
     def expired(self) -> list[Lease]:
         """Leases that have ended, up to `BATCH`; none until Redis has been up for the length of one."""
@@ -188,7 +194,7 @@ class Store:
     def expire(self, lease: Lease) -> Failure:
         """End an attempt whose lease has ended, as `fail_attempt`; refused when it was renewed since."""
         message = f"The worker that ran it was lost, {ATTEMPTS_MAX} times."
-        return self._fail(lease, OutcomeKind.WORKER_LOST, message, expired=True)
+        return self._fail(lease, OutcomeKind.WORKER_LOST, message, when="expired")
 
     def lost(self, after: float) -> list[tuple[str, int]]:
         """Queued jobs, up to `BATCH`, whose message seems lost: job id and attempt, to be published again.
@@ -257,11 +263,12 @@ class Store:
     def _lease_ms(self) -> int:
         return int(self.lease * 1000)
 
-    def _fail(self, lease: Lease, kind: OutcomeKind, message: str, *, expired: bool) -> Failure:
+    def _fail(
+        self, lease: Lease, kind: OutcomeKind, message: str, *, when: str = "", attempts: int = ATTEMPTS_MAX
+    ) -> Failure:
         cancelled = _ended(OutcomeKind.CANCELLED, f"It was cancelled; its last attempt failed: {message}")
         ends = [_ended(kind, message), cancelled, FINISHED_CHANNEL]
-        when = "expired" if expired else ""
-        args: list[str | int] = [lease.job_id, lease.token, when, ATTEMPTS_MAX, *ends]
+        args: list[str | int] = [lease.job_id, lease.token, when, attempts, *ends]
         answer = self._run["fail"]([_JOB + lease.job_id, _QUEUED, _LEASES], args)
         return Failure(accepted=answer >= 0, next_attempt=answer if answer > 0 else None)
 

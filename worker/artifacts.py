@@ -1,0 +1,49 @@
+"""Collecting artifacts: the files that a job was asked to leave, from its workspace into the store.
+
+The launcher finds and opens them, in a confined child that follows no link; here are only descriptors, of
+which no more is read than the policy lets be kept.
+"""
+
+import hashlib
+
+from jobs.job import Attempt
+from jobs.outcome import Artifact, ArtifactError
+from jobs.store import Store
+from policies.policy import Policy
+from worker.sandbox.client import Session
+
+Collected = tuple[tuple[Artifact, ...], tuple[ArtifactError, ...]]
+
+
+def collect(session: Session, attempt: Attempt, policy: Policy, store: Store) -> Collected:
+    """Keep the files that match the job's `outputs`; what could not be kept is told beside.
+
+    Raises:
+        SandboxError: the launcher failed.
+        redis.RedisError: they could not be stored.
+    """
+    patterns = list(attempt.job.spec.outputs)
+    if not patterns:
+        return (), ()
+    artifacts: list[Artifact] = []
+    errors: list[ArtifactError] = []
+    told: list[dict[str, str]] = []
+    left = policy.outputs_bytes
+    for file in session.collect(patterns, policy.outputs_max, policy.outputs_bytes, told):
+        with open(file.fd, "rb") as content:
+            data = content.read(left + 1)
+        if len(data) > left:
+            errors.append(_too_large(file.path, policy.outputs_bytes))
+            continue
+        left -= len(data)
+        store.put_artifact(attempt, file.path, data)
+        digest = hashlib.sha256(data).hexdigest()
+        mode = f"{file.mode & 0o7777:04o}"
+        artifacts.append(Artifact(path=file.path, size=len(data), sha256=digest, mode=mode))
+    errors.extend(ArtifactError(**each) for each in told)
+    return tuple(artifacts), tuple(errors)
+
+
+def _too_large(path: str, most: int) -> ArtifactError:
+    message = f"With it the files would have more than the {most} bytes that the policy lets be kept."
+    return ArtifactError(path=path, error="too_large", message=message)
