@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.connection import Connection
 from jobs.settings import Settings, SettingsError
 
 GRACE = 5  # seconds that requests may take to end after the signal
@@ -44,7 +45,7 @@ def main() -> int:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         access_log=False,  # it would write addresses as they come; see api.access

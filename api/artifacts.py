@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from api.auth import Caller
 from api.documentation import json_body, raw_body
@@ -22,6 +23,14 @@ from api.services import services_of
 from jobs.outcome import Artifact, ArtifactError
 from policies.model import Frozen
 
+
+class AnyPath(PathConvertor):
+    """The rest of an address, line breaks included, which Starlette's own `path` stops at."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any", AnyPath())
 router = APIRouter(tags=["artifacts"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
 
 
@@ -50,7 +59,7 @@ def list_artifacts(request: Request, caller: Caller, job_id: JobId) -> Response:
 
 
 @router.get(
-    "/v1/jobs/{job_id}/artifacts/{path:path}",
+    "/v1/jobs/{job_id}/artifacts/{path:any}",
     summary="Download an artifact",
     responses={
         200: {

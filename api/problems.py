@@ -72,11 +72,13 @@ UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid API key is required")
 NOT_FOUND = Kind("not-found", 404, "Not found")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This address does not take this method")
 NOT_FINISHED = Kind("not-finished", 409, "The job has not finished")
+HEAD_TIMEOUT = Kind("head-timeout", 408, "The request did not arrive in time")
 BODY_TIMEOUT = Kind("body-timeout", 408, "The request body did not arrive in time")
 BODY_TOO_LARGE = Kind("body-too-large", 413, "The request body is too large")
 UNSUPPORTED_MEDIA = Kind("unsupported-media-type", 415, "The request body must be plain JSON")
 INVALID_REQUEST = Kind("invalid-request", 422, "The request is not valid")
 NOT_ADMITTED = Kind("not-admitted", 422, "The policy does not allow this job")
+HEAD_TOO_LARGE = Kind("head-too-large", 431, "The request's header fields are too large")
 INTERNAL = Kind("internal", 500, "Stockade failed")
 UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
 
@@ -85,11 +87,13 @@ KINDS = (
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
     NOT_FINISHED,
+    HEAD_TIMEOUT,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA,
     INVALID_REQUEST,
     NOT_ADMITTED,
+    HEAD_TOO_LARGE,
     INTERNAL,
     UNAVAILABLE,
 )
@@ -175,7 +179,7 @@ def install(app: FastAPI) -> None:
 
 
 def _parameter(detail: Any) -> Violation:
-    allowed = str(detail["msg"]).removeprefix("Input should be ")
+    allowed = str(detail["msg"]).removeprefix("Input should be ").partition(",")[0]
     field = field_path(detail["loc"][1:])  # the first part says "query"
     return Violation(field=field, got=shown(detail["input"]), allowed=allowed, message=f"must be {allowed}")
 

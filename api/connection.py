@@ -1,0 +1,87 @@
+"""One TCP connection: what Uvicorn leaves open to strangers is bounded here, before any key is looked at.
+
+Uvicorn (with httptools) keeps the head of a request whatever its size, waits for its end for ever, and
+after an early answer goes on reading a body that nobody wants. Here a head has `MAX_HEAD` bytes and
+`HEAD_TIME` seconds, and an answer that came before the end of the body ends the connection.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from api.problems import HEAD_TIMEOUT, HEAD_TOO_LARGE, MEDIA_TYPE, Kind, ProblemError
+
+MAX_HEAD = 64 * 1024  # bytes of request line and header fields; other servers take 8 to 64 KiB
+HEAD_TIME = 20.0  # seconds from the connection, or from the first byte of a further request, to its end
+
+
+class Connection(HttpToolsProtocol):
+    """Uvicorn's protocol with bounds; one object for each connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock: a connection on which nothing comes is ended too."""
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head that has not ended."""
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD:
+                self._refuse(HEAD_TOO_LARGE, f"Request line and header fields may have {MAX_HEAD} bytes.")
+
+    def on_message_begin(self) -> None:
+        """Start the clock of this head, if it does not run since the connection was made."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._start_timer()
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock; what follows is the body's matter (see `api.body`)."""
+        self._in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """End the connection when the rest of the body was not wanted."""
+        if self.cycle.more_body:
+            self.transport.close()
+        super().on_response_complete()
+
+    def _start_timer(self) -> None:
+        detail = f"The request's head was not complete after {HEAD_TIME:g} seconds."
+        self._head_timer = self.loop.call_later(HEAD_TIME, self._refuse, HEAD_TIMEOUT, detail)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, kind: Kind, detail: str) -> None:
+        self._stop_timer()
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if self.transport.is_closing() or answering:  # pipelined behind a request that waits
+            self.transport.close()
+            return
+        body = bytes(ProblemError(kind, detail).response().body)
+        head = (
+            f"HTTP/1.1 {kind.status} {kind.title}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()

@@ -1,0 +1,51 @@
+"""Health: alive and ready are two questions."""
+
+from typing import Any
+
+import httpx
+
+from jobs.settings import Settings
+from jobs.store import Store
+
+
+def test_alive_needs_no_key(stranger: httpx.Client) -> None:
+    """/healthz is for load balancers."""
+    assert stranger.get("/healthz").json() == {"status": "ok"}
+
+
+def test_ready_needs_a_worker_and_its_launcher(stranger: httpx.Client, store: Store) -> None:
+    """503 until a worker is heard of that reaches its launcher; each part is told apart."""
+
+    def parts() -> tuple[int, dict[str, bool]]:
+        answer = stranger.get("/readyz")
+        body = answer.json()
+        assert body["ready"] == (answer.status_code == 200)
+        return answer.status_code, {name: body[name]["ready"] for name in ("redis", "worker", "launcher")}
+
+    assert parts() == (503, {"redis": True, "worker": False, "launcher": False})
+    store.heartbeat("w1", slots=4, running=0, launcher="no such socket")
+    assert parts() == (503, {"redis": True, "worker": True, "launcher": False})
+    store.heartbeat("w2", slots=4, running=0, launcher=None)
+    assert parts() == (200, {"redis": True, "worker": True, "launcher": True})
+    store.farewell("w2")
+    assert parts()[0] == 503
+
+
+def test_without_redis_it_lives_but_is_not_ready(own_redis: Any, serving: Any) -> None:
+    """/readyz says that it is Redis, without its address; /healthz goes on saying yes."""
+    with serving(Settings(redis=own_redis.url)).client() as client:
+        own_redis.stop()
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["redis"]["ready"] is False
+        assert str(own_redis.directory) not in answer.text
+        assert client.get("/healthz").status_code == 200
+
+
+def test_it_starts_without_redis(own_redis: Any, serving: Any, store: Store) -> None:
+    """The API comes up before Redis does, and is ready when everything else is."""
+    own_redis.stop()
+    with serving(Settings(redis=own_redis.url)).client() as client:
+        assert client.get("/readyz").status_code == 503
+        own_redis.start()
+        assert client.get("/readyz").json()["redis"]["ready"] is True

@@ -1,0 +1,90 @@
+"""`python -m api` as a process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from jobs.settings import Settings
+
+
+@contextmanager
+def process(settings: Settings, **changes: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """The service as a process on a free port, and a client of it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    variables = settings.environment() | {"STOCKADE_LISTEN": listen} | changes
+    started = subprocess.Popen(
+        [sys.executable, "-m", "api"], env=os.environ | variables, stderr=subprocess.PIPE, text=True
+    )
+    with httpx.Client(base_url=f"http://{listen}", trust_env=False, timeout=30) as client:
+        try:
+            yield started, client
+        finally:
+            started.kill()
+            started.communicate()
+
+
+def wait_until_up(client: httpx.Client) -> None:
+    """Return when it answers."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            client.get("/healthz")
+            return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_sigterm_answers_long_polls_and_ends(settings: Settings, key: str) -> None:
+    """A request that waits is answered with the job as it is, and the process ends within a moment."""
+    with process(settings) as (started, client):
+        wait_until_up(client)
+        answers: list[httpx.Response] = []
+        headers = {"Authorization": f"Bearer {key}"}
+
+        def wait() -> None:
+            answers.append(client.post("/v1/jobs?wait=60", json={"command": ["true"]}, headers=headers))
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.5)
+        begun = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        _, log = started.communicate(timeout=10)
+        thread.join()
+        assert time.monotonic() - begun < 4
+        assert answers[0].status_code == 201
+        assert answers[0].json()["state"] == "queued"
+        assert key not in log
+        assert key.split("_", 2)[2] not in log
+
+
+def test_wrong_settings_end_it_with_a_sentence(settings: Settings) -> None:
+    """Exit status 2, and the log names the setting."""
+    with process(settings, STOCKADE_LISTEN="nowhere") as (started, _):
+        _, log = started.communicate(timeout=30)
+        assert started.returncode == 2
+        assert "STOCKADE_LISTEN" in log
+        assert "Traceback" not in log
+
+
+def test_a_password_of_redis_is_not_logged(settings: Settings) -> None:
+    """Not when it starts, and not when Redis cannot be reached."""
+    address = "redis://user:hunter2@127.0.0.1:1/0"
+    with process(settings, STOCKADE_REDIS=address) as (started, client):
+        wait_until_up(client)
+        assert client.get("/readyz").status_code == 503
+        started.send_signal(signal.SIGTERM)
+        _, log = started.communicate(timeout=10)
+        assert "127.0.0.1:1" in log
+        assert "hunter2" not in log

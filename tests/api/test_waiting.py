@@ -1,0 +1,229 @@
+"""Long polls: woken by the job's end, and nothing is missed."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from api.waiting import FinishedJobs
+from jobs import tenants
+from jobs.job import Job, JobResult
+from jobs.outcome import Outcome, OutcomeKind
+from jobs.settings import Settings
+from jobs.spec import JobSpec
+from jobs.store import Store, connect
+from policies.admission import admit
+from policies.loader import load_policies
+
+SPEC = JobSpec(command={"argv": ("true",)})  # type: ignore[arg-type]
+PROMPT = 2.0  # seconds within which news must have come, on a busy machine; the recheck is after 60
+
+
+def make_job(store: Store) -> Job:
+    """A stored job."""
+    return store.create(SPEC, admit(SPEC, load_policies()["default"]), "tenant_1")
+
+
+@asynccontextmanager
+async def subscription(address: str, recheck: float = 60.0) -> AsyncIterator[FinishedJobs]:
+    """A running subscription."""
+    finished = FinishedJobs(address, recheck=recheck)
+    task = asyncio.create_task(finished.run())
+    while not finished.subscribed:
+        await asyncio.sleep(0.005)
+    try:
+        yield finished
+    finally:
+        task.cancel()
+
+
+async def stay() -> bool:
+    """The caller is still there."""
+    return False
+
+
+def looking(store: Store, job: Job) -> Callable[[], Awaitable[Job | None]]:
+    """Looks the job up."""
+
+    async def look() -> Job | None:
+        return await asyncio.to_thread(store.get, job.id)
+
+    return look
+
+
+def test_the_end_of_a_job_wakes_everybody_who_waits_for_it(redis_url: str, store: Store, worker: Any) -> None:
+    """Two waiters of a job get the finished job in a moment; a waiter of another job goes on waiting."""
+
+    async def run() -> None:
+        async with subscription(redis_url) as finished:
+            job, other = make_job(store), make_job(store)
+            mark = finished.mark()
+            waits = [
+                asyncio.create_task(finished.until_finished(each, 30, mark, looking(store, each), stay))
+                for each in (job, job, other)
+            ]
+            await asyncio.sleep(0.05)
+            await asyncio.to_thread(worker.finish, job.id)
+            for wait in waits[:2]:
+                ended = await asyncio.wait_for(wait, PROMPT)
+                assert ended is not None and ended.finished
+            assert not waits[2].done()
+            waits[2].cancel()
+
+    asyncio.run(run())
+
+
+def test_an_end_between_the_look_and_the_wait_is_not_missed(
+    redis_url: str, store: Store, worker: Any
+) -> None:
+    """The job finishes and is announced before anybody waits: the wait ends at once."""
+
+    async def run() -> None:
+        async with subscription(redis_url) as finished:
+            mark = finished.mark()
+            job = make_job(store)
+            await asyncio.to_thread(worker.finish, job.id)
+            while finished.mark() == mark:
+                await asyncio.sleep(0.005)
+            wait = finished.until_finished(job, 30, mark, looking(store, job), stay)
+            ended = await asyncio.wait_for(wait, PROMPT)
+            assert ended is not None and ended.finished
+
+    asyncio.run(run())
+
+
+def test_a_wait_ends_after_its_time(redis_url: str, store: Store) -> None:
+    """A job that does not finish is given back as it is, on time, and nothing is left behind."""
+
+    async def run() -> None:
+        async with subscription(redis_url) as finished:
+            job = make_job(store)
+            begun = time.monotonic()
+            got = await finished.until_finished(job, 0.3, finished.mark(), looking(store, job), stay)
+            assert 0.29 < time.monotonic() - begun < PROMPT
+            assert got is not None and not got.finished
+            assert finished._waiters == {}
+
+    asyncio.run(run())
+
+
+def test_a_lost_announcement_costs_a_moment_only(redis_url: str, store: Store, worker: Any) -> None:
+    """Without any announcement the store is looked into again after `recheck`."""
+
+    async def run() -> None:
+        async with subscription(redis_url, recheck=0.1) as finished:
+            job = make_job(store)
+            await asyncio.to_thread(worker.finish, job.id)
+            await asyncio.sleep(0.1)
+            wait = finished.until_finished(job, 30, finished.mark(), looking(store, job), stay)
+            ended = await asyncio.wait_for(wait, PROMPT)
+            assert ended is not None and ended.finished
+
+    asyncio.run(run())
+
+
+def test_a_deleted_job_ends_the_wait(redis_url: str, store: Store) -> None:
+    """None says that the job is not there any more."""
+
+    async def run() -> None:
+        async with subscription(redis_url, recheck=0.05) as finished:
+            job = make_job(store)
+            store.redis.delete(f"stockade:job:{job.id}")
+            assert await finished.until_finished(job, 30, finished.mark(), looking(store, job), stay) is None
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_for_a_caller_who_left(redis_url: str, store: Store) -> None:
+    """A caller that hung up is noticed at the next look."""
+
+    async def left() -> bool:
+        return True
+
+    async def run() -> None:
+        async with subscription(redis_url, recheck=0.05) as finished:
+            job = make_job(store)
+            wait = finished.until_finished(job, 30, finished.mark(), looking(store, job), left)
+            await asyncio.wait_for(wait, PROMPT)
+
+    asyncio.run(run())
+
+
+def test_closing_lets_everybody_go(redis_url: str, store: Store) -> None:
+    """When the service stops, waiters get the job as it is."""
+
+    async def run() -> None:
+        async with subscription(redis_url) as finished:
+            job = make_job(store)
+            wait = asyncio.create_task(
+                finished.until_finished(job, 30, finished.mark(), looking(store, job), stay)
+            )
+            await asyncio.sleep(0.05)
+            finished.close()
+            assert await asyncio.wait_for(wait, PROMPT) is not None
+
+    asyncio.run(run())
+
+
+def test_a_lost_subscription_comes_back_and_wakes_everybody(
+    redis_url: str, store: Store, worker: Any
+) -> None:
+    """A job that finished while the subscription was cut is seen as soon as it is back."""
+
+    async def run() -> None:
+        async with subscription(redis_url) as finished:
+            job = make_job(store)
+            wait = asyncio.create_task(
+                finished.until_finished(job, 30, finished.mark(), looking(store, job), stay)
+            )
+            await asyncio.sleep(0.05)
+            with redis.Redis.from_url(redis_url) as client:
+                client.client_kill_filter(_type="pubsub")
+            await asyncio.to_thread(worker.finish, job.id)
+            ended = await asyncio.wait_for(wait, PROMPT)
+            assert ended is not None and ended.finished
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_long_poll_outlives_a_restart_of_redis(own_redis: Any, serving: Any, method: str) -> None:
+    """Redis dies and comes back while a request waits: it gets the job's end all the same."""
+    settings = Settings(redis=own_redis.url)
+    with connect(settings) as client:
+        store = Store(client)
+        key = tenants.create_key(client, tenants.create_tenant(client, "first"))
+        with serving(settings).client(key) as caller, ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(begin, caller, method)
+            while not (queued := client.zrange("stockade:queued", 0, -1)):
+                time.sleep(0.01)
+            time.sleep(0.1)
+            own_redis.stop()
+            time.sleep(0.3)
+            own_redis.start()
+            job_id = queued[0].decode()
+            attempt = store.claim(job_id, 1, "test-worker")
+            assert attempt is not None, "the job outlived the restart"
+            end(store, attempt)
+            answer = waiting.result(timeout=20)
+            assert answer.json()["state"] == "finished"
+
+
+def begin(caller: httpx.Client, method: str) -> httpx.Response:
+    """Submit a job and wait for its end, in one request or two."""
+    if method == "POST":
+        return caller.post("/v1/jobs?wait=20", json={"command": ["true"]})
+    job = caller.post("/v1/jobs", json={"command": ["true"]}).json()
+    return caller.get(f"/v1/jobs/{job['id']}?wait=20")
+
+
+def end(store: Store, attempt: Any) -> None:
+    """Finish an attempt without any step."""
+    outcome = Outcome(kind=OutcomeKind.CANCELLED, message="It was cancelled.")
+    assert store.finish(attempt, JobResult(outcome=outcome))
