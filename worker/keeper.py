@@ -1,4 +1,4 @@
-"""The two threads beside a worker's jobs: a timer for leases, heartbeat and reaper; an ear for cancellations."""
+"""Two threads beside a worker's jobs: a timer for leases, heartbeat, reaper; an ear for cancellations."""
 
 import socket
 import threading

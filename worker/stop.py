@@ -75,26 +75,27 @@ class Stop:
 
 
 class Stops:
-    """The switches of all attempts in this process, by job id."""
+    """The switches of all attempts in this process, by job id and number."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stops: dict[str, Stop] = {}
+        self._stops: dict[tuple[str, int], Stop] = {}
         self._everything: Reason | None = None
 
     @contextlib.contextmanager
-    def of(self, job_id: str) -> Iterator[Stop | None]:
-        """The switch of a job while the block runs; None when this process has it already (a duplicate)."""
+    def of(self, job_id: str, number: int) -> Iterator[Stop | None]:
+        """The switch of an attempt while the block runs; None when this process has it (a duplicate)."""
+        key = job_id, number
         with self._lock:
             stop = None
-            if job_id not in self._stops:
-                stop = self._stops[job_id] = Stop(self._everything)
+            if key not in self._stops:
+                stop = self._stops[key] = Stop(self._everything)
         try:
             yield stop
         finally:
             if stop is not None:
                 with self._lock:
-                    del self._stops[job_id]
+                    del self._stops[key]
 
     def running(self) -> list[tuple[Attempt, Stop]]:
         """The attempts that this process has claimed and not ended, with their switches."""
@@ -104,8 +105,8 @@ class Stops:
     def ask(self, job_id: str, reason: Reason) -> None:
         """Stop what this process runs of a job, if anything."""
         with self._lock:
-            stop = self._stops.get(job_id)
-        if stop is not None:
+            stops = [stop for (each, _), stop in self._stops.items() if each == job_id]
+        for stop in stops:
             stop.ask(reason)
 
     def ask_all(self, reason: Reason) -> None:

@@ -19,8 +19,8 @@ from worker.stop import Stop
 
 CHUNK = 64 * 1024
 """Bytes read at once: what a pipe holds (pipe(7))."""
-DROP_PAUSE = 0.00025
-"""Seconds to wait after each chunk that is dropped: some 200 MB/s, at a sixth of a core."""
+DROP_PAUSE = 0.00005
+"""Seconds to wait after each chunk that is dropped: some 500 MB/s, at a fifth of a core."""
 LAUNCHER_GRACE = 30.0
 """Seconds over the step's own wall_time after which a silent launcher counts as broken."""
 DRAIN_GRACE = 1.0

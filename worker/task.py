@@ -18,6 +18,9 @@ FINISH_PATIENCE = 300.0
 PAUSE_MOST = 1.0
 """Seconds between two tries at the most."""
 
+RETRY_PAUSE = 0.25
+"""Seconds to wait, times the number of the attempt, before a failed one is given back: a fault may pass."""
+
 Publish = Callable[[str, int], None]
 
 log = structlog.get_logger(__name__)
@@ -36,7 +39,7 @@ class Runner:
     def run(self, job_id: str, number: int) -> None:
         """Run the attempt of this number of a job, unless it is not to be run (any more). Raises nothing."""
         with (
-            self._stops.of(job_id) as stop,
+            self._stops.of(job_id, number) as stop,
             structlog.contextvars.bound_contextvars(job=job_id, attempt=number),
         ):
             if stop is None:
@@ -89,6 +92,7 @@ class Runner:
     def _fail(self, attempt: Attempt, error: Exception) -> None:
         known = isinstance(error, SandboxError | RedisError)
         log.error("attempt_failed", error=str(error), exc_info=None if known else error)
+        time.sleep(RETRY_PAUSE * attempt.number)
         message = f"The sandbox failed: {error}." if known else "The worker failed; its log has the reason."
         self._end(lambda: self._store.fail_attempt(attempt, OutcomeKind.SANDBOX_ERROR, message), attempt)
 
