@@ -15,7 +15,7 @@ from api.services import Services, services_of
 from jobs.store import WorkerStatus
 from policies.model import Frozen
 
-router = APIRouter(tags=["health"], responses=documented(INTERNAL))
+router = APIRouter(tags=["health"])
 
 
 class Health(Frozen):
@@ -56,6 +56,7 @@ async def healthz() -> Response:
     responses={
         200: {"description": "They can", "content": json_body(Readiness)},
         503: {"description": "They cannot; the parts say why", "content": json_body(Readiness)},
+        **documented(INTERNAL),
     },
 )
 def readyz(request: Request) -> Response:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -96,6 +97,15 @@ class Worker:
             outcome=step.outcome, steps=(step,), artifacts=tuple(artifacts), artifact_errors=errors
         )
         assert self.store.finish(attempt, result)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_log() -> None:
+    """Structlog's default renders tracebacks with all local variables, which takes seconds each."""
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        cache_logger_on_first_use=False,
+    )
 
 
 @pytest.fixture

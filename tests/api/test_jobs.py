@@ -204,7 +204,7 @@ WRONG: list[tuple[str, Any, list[str]]] = [
 def test_what_is_wrong_is_422_with_every_field(
     client: httpx.Client, redis_client: redis.Redis, body: Any, fields: list[str]
 ) -> None:
-    """Each field at fault is named as the caller wrote it, with got, allowed and a sentence; nothing is stored."""
+    """Each field at fault is named as it was written, with got, allowed and a sentence; nothing is stored."""
     found = errors(client.post("/v1/jobs", json=body))
     assert set(fields) <= set(found)
     for error in found.values():

@@ -1,0 +1,268 @@
+"""The OpenAPI description is exact: every answer that it names is provoked, and is as it says."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import httpx
+import jsonschema
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from jobs.outcome import ArtifactError, Output
+from jobs.spec import JobSpec
+
+JSON = {"Content-Type": "application/json"}
+TRUE = {"command": ["true"]}
+
+
+@pytest.fixture
+def description(stranger: httpx.Client) -> dict[str, Any]:
+    """The description, as it is served."""
+    found: dict[str, Any] = stranger.get("/openapi.json").json()
+    return found
+
+
+def operations(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Method, path and description of every operation."""
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def validate(value: Any, schema: Any, description: dict[str, Any]) -> None:
+    """Check a value against a schema of the description (JSON Schema 2020-12, as OpenAPI 3.1 has it)."""
+    whole = {**schema, "components": description["components"]}
+    jsonschema.Draft202012Validator(whole).validate(value)
+
+
+class Witness:
+    """Compares answers with the description, and remembers which of the described ones it has seen."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        self.description = description
+        self.seen: set[tuple[str, str, str]] = set()
+
+    def see(self, answer: httpx.Response) -> None:
+        """Check status, media type, body and header fields of an answer."""
+        answer.read()
+        method, path = answer.request.method, answer.request.url.raw_path.decode().partition("?")[0]
+        template, operation = self._find(method, path)
+        status = str(answer.status_code)
+        assert status in operation["responses"], f"{method} {template} answers {status}, undescribed"
+        described = operation["responses"][status]
+        media_type = answer.headers["content-type"].partition(";")[0]
+        assert list(described["content"]) == [media_type], f"{method} {template} {status}"
+        schema = described["content"][media_type]["schema"]
+        if media_type.endswith("json"):
+            validate(answer.json(), schema, self.description)
+        else:
+            assert schema == {"type": "string", "format": "binary"}
+        self.seen.add((method, template, status))
+
+    def _find(self, method: str, path: str) -> tuple[str, dict[str, Any]]:
+        matches = []
+        for candidate, template, operation in operations(self.description):
+            pattern = re.sub(r"\\{path\\}", ".+", re.escape(template))
+            pattern = re.sub(r"\\\{\w+\\\}", "[^/:]+", pattern)
+            if candidate == method and re.fullmatch(pattern, path):
+                matches.append((template, operation))
+        assert len(matches) == 1, f"{method} {path} is described {len(matches)} times"
+        return matches[0]
+
+
+ADDRESSES = [
+    ("POST", "/v1/jobs"),
+    ("GET", "/v1/jobs/job_1"),
+    ("POST", "/v1/jobs/job_1:cancel"),
+    ("GET", "/v1/jobs/job_1/steps/0/stdout"),
+    ("GET", "/v1/jobs/job_1/steps/0/stderr"),
+    ("GET", "/v1/jobs/job_1/artifacts"),
+    ("GET", "/v1/jobs/job_1/artifacts/a"),
+    ("GET", "/v1/policies"),
+    ("GET", "/v1/policies/nothing"),
+]
+
+
+def fail(error: Exception) -> Callable[..., NoReturn]:
+    """A function that raises this."""
+
+    def failing(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return failing
+
+
+def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
+    """Every success there is, with jobs in every state."""
+    client.get("/healthz")
+    client.get("/readyz")
+    store.heartbeat("w", slots=1, running=0, launcher=None)
+    client.get("/readyz")
+    client.get("/v1/policies")
+    client.get("/v1/policies/default")
+    job_id = client.post("/v1/jobs", json=TRUE).json()["id"]
+    client.get(f"/v1/jobs/{job_id}")
+    client.get(f"/v1/jobs/{job_id}/artifacts")
+    client.get(f"/v1/jobs/{job_id}/artifacts/a")
+    client.get(f"/v1/jobs/{job_id}/steps/0/stdout")
+    client.get(f"/v1/jobs/{job_id}/steps/0/stderr")
+    error = ArtifactError(path="b", error="too_large", message="It is too large.")
+    cut = Output.of(b"\xff", b"\xfe", total=100)
+    worker.finish(job_id, stdout=cut, stderr=Output.of(b"text"), files={"a": b"1"}, errors=(error,))
+    client.get(f"/v1/jobs/{job_id}?wait=1")
+    client.get(f"/v1/jobs/{job_id}/artifacts")
+    client.get(f"/v1/jobs/{job_id}/artifacts/a")
+    client.get(f"/v1/jobs/{job_id}/steps/0/stdout")
+    client.get(f"/v1/jobs/{job_id}/steps/0/stderr")
+    waiting, running = (client.post("/v1/jobs", json=TRUE).json()["id"] for _ in range(2))
+    client.post(f"/v1/jobs/{waiting}:cancel")
+    worker.claim(running)
+    client.post(f"/v1/jobs/{running}:cancel")
+
+
+def provoke_refusals(client: httpx.Client, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the request itself."""
+    for method, address in ADDRESSES:
+        client.request(method, address, headers={"Authorization": "Bearer nothing"})
+        client.request(method, address, json={"command": []} if address == "/v1/jobs" else None)
+    client.get("/v1/jobs/job_1?wait=-1")
+    client.post("/v1/jobs", json={"command": ["a"], "policy": "nothing"})
+    client.post("/v1/jobs", content="{}", headers={"Content-Type": "text/plain"})
+    monkeypatch.setattr(served.services.bodies, "_max_body", 10)
+    client.post("/v1/jobs", content=" " * 11, headers=JSON)
+    monkeypatch.setattr(served.services.bodies, "_body_time", 0.0)
+    client.post("/v1/jobs", content=" " * 9, headers=JSON)
+
+
+def provoke_failures(client: httpx.Client, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the service."""
+    services = served.services
+    for error in (RuntimeError("a bug"), RedisConnectionError("gone")):
+        monkeypatch.setattr(services.authenticator, "tenant", fail(error))
+        for method, address in ADDRESSES:
+            client.request(method, address)
+    monkeypatch.setattr(services.store, "workers", fail(RuntimeError("a bug")))
+    client.get("/readyz")
+
+
+def test_every_described_answer_is_given_and_every_given_one_described(
+    description: dict[str, Any],
+    client: httpx.Client,
+    served: Any,
+    worker: Any,
+    store: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each status of each operation is provoked; media type and body match the schema; none is left over."""
+    witness = Witness(description)
+    client.event_hooks["response"].append(witness.see)
+    provoke_successes(client, worker, store)
+    provoke_refusals(client, served, monkeypatch)
+    provoke_failures(client, served, monkeypatch)
+    described = {
+        (method, path, status)
+        for method, path, operation in operations(description)
+        for status in operation["responses"]
+    }
+    assert witness.seen == described
+
+
+def test_every_route_is_described(served: Any, description: dict[str, Any]) -> None:
+    """Whatever answers under /v1, and the health of the service, is in the description."""
+    routes = set()
+    for route in served.app.router.routes:
+        if getattr(route, "include_in_schema", False):
+            routes.add(route.path_format)
+    assert {path for path in routes if path.startswith("/v1")} <= set(description["paths"])
+    assert {"/healthz", "/readyz"} <= set(description["paths"])
+
+
+def test_what_needs_a_key_says_so(description: dict[str, Any]) -> None:
+    """Every operation under /v1 names the one security scheme, a bearer token; the others need none."""
+    assert description["components"]["securitySchemes"]["API key"]["scheme"] == "bearer"
+    for _, path, operation in operations(description):
+        expected = [{"API key": []}] if path.startswith("/v1/") else None
+        assert operation.get("security") == expected, path
+
+
+def test_every_reference_leads_somewhere(description: dict[str, Any]) -> None:
+    """Each $ref names a schema that is there, and no schema is there for nothing."""
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(description)))
+    assert names == set(description["components"]["schemas"])
+
+
+def test_the_examples_are_accepted(client: httpx.Client, description: dict[str, Any]) -> None:
+    """Each example of a request is valid by its schema and gets 201 as it stands."""
+    content = description["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    assert len(content["examples"]) >= 2
+    for example in content["examples"].values():
+        validate(example["value"], content["schema"], description)
+        assert client.post("/v1/jobs", json=example["value"]).status_code == 201
+
+
+def test_the_examples_of_schemas_match_them(description: dict[str, Any]) -> None:
+    """Each example beside a schema or a property is valid by it."""
+
+    def walk(schema: Any) -> Iterator[Any]:
+        if isinstance(schema, dict):
+            if isinstance(schema.get("examples"), list):
+                yield schema
+            for member in schema.values():
+                yield from walk(member)
+        elif isinstance(schema, list):
+            for member in schema:
+                yield from walk(member)
+
+    found = list(walk(description["components"]["schemas"]))
+    assert len(found) > 5
+    for schema in found:
+        for example in schema["examples"]:
+            validate(example, schema, description)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        TRUE,
+        {"command": {"argv": ["true"], "stdin": "x"}},
+        {"command": {"argv": ["true"], "stdin": {"base64": "eA=="}}},
+        {"steps": [{"argv": ["a"], "limits": {"memory": "1.5GiB", "cpu_time": 0.5, "wall_time": "2m"}}]},
+        {
+            "command": ["a"],
+            "files": [{"path": "a/b", "text": ""}, {"path": "c", "base64": "", "mode": "0755"}],
+        },
+        {"command": ["a"], "outputs": ["**/*.txt"], "image": "host", "policy": "judge"},
+    ],
+)
+def test_what_is_accepted_is_valid_by_the_schema(
+    client: httpx.Client, description: dict[str, Any], body: dict[str, Any]
+) -> None:
+    """A client that checks its requests against the schema may send all that the service takes."""
+    assert client.post("/v1/jobs", json=body).status_code == 201
+    validate(body, description["components"]["schemas"][JobSpec.__name__], description)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"command": ["a"], "steps": [{"argv": ["a"]}]},
+        {"command": []},
+        {"command": ["a"], "privileged": True},
+        {"steps": [{"argv": ["a"], "limits": {"memory": True}}]},
+        {"steps": [{"argv": ["a"], "limits": {"memory": "much"}}]},
+        {"steps": [{"argv": ["a"], "limits": {"pids": 0}}]},
+        {"command": {"argv": ["a"], "stdin": {"text": "a", "base64": "eA=="}}},
+        {"command": ["a"], "files": [{"path": "a"}]},
+        {"command": ["a\0"]},
+    ],
+)
+def test_what_the_schema_refuses_is_refused(
+    client: httpx.Client, description: dict[str, Any], body: dict[str, Any]
+) -> None:
+    """The schema is no looser than the service where JSON Schema can say it: both refuse these."""
+    assert client.post("/v1/jobs", json=body).status_code == 422
+    with pytest.raises(jsonschema.ValidationError):
+        validate(body, description["components"]["schemas"][JobSpec.__name__], description)
