@@ -10,19 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import cgroups, ours, rivals, service
-from bench.figures import Samples, Summary, number, table
+from bench.figures import Samples, Summary
+from bench.report import OURS, as_json, show
 
 PARTS = ("sandbox", "jobs", "memory")
-OURS = "stockade"
-FLOOR = "floor, C, with cgroups"
-HEADER = ("", "p50 ms", "p99 ms", "per second", "CPU ms")
-
 Round = Callable[[int, int], tuple[list[float], float, float]]
 
 
@@ -75,16 +73,24 @@ def measure_sandboxes(effort: Effort) -> dict[str, dict[str, Summary]]:
         }
 
 
-def measure_jobs(effort: Effort) -> dict[str, Summary]:
-    """/bin/true as a job over HTTP, closed loop with 1, 4 and 16 clients."""
+def measure_jobs(effort: Effort) -> dict[str, dict[str, Any]]:
+    """/bin/true as a job over HTTP, closed loop with 1, 4 and 16 clients; CPU of each part of the service."""
+    spent: dict[int, Counter[str]] = {clients: Counter() for clients in (1, 4, 16)}
     with service.running() as running:
-        samples = {clients: Samples() for clients in (1, 4, 16)}
+        samples = {clients: Samples() for clients in spent}
         running.round(4, 40)
         for turn in range(effort.rounds):
             for clients, each in samples.items():
-                each.add(*running.round(clients, effort.jobs))
+                took, elapsed, cpu = running.round(clients, effort.jobs)
+                each.add(took, elapsed, sum(cpu.values()))
+                spent[clients].update(cpu)
             say(f"round {turn + 1} of {effort.rounds}, jobs over HTTP")
-    return {f"{clients} clients": each.summary() for clients, each in samples.items()}
+    jobs = effort.rounds * effort.jobs
+    parts = {
+        f"{clients} clients": {part: round(seconds / jobs * 1e3, 3) for part, seconds in cpu.items()}
+        for clients, cpu in spent.items()
+    }
+    return {"clients": {f"{n} clients": each.summary() for n, each in samples.items()}, "cpu_ms": parts}
 
 
 def measure_memory(effort: Effort) -> dict[str, float]:
@@ -92,83 +98,6 @@ def measure_memory(effort: Effort) -> dict[str, float]:
     with ours.launcher() as launcher:
         everything, program = launcher.idle_memory(effort.idle)
     return {"sandboxes": effort.idle, "bytes_per_sandbox": round(everything), "of_it_program": round(program)}
-
-
-def rows(summaries: dict[str, Summary]) -> list[tuple[str, ...]]:
-    """Lines of a table."""
-    return [
-        (name, *(number(value) for value in (each.p50_ms, each.p99_ms, each.per_second, each.cpu_ms)))
-        for name, each in summaries.items()
-    ]
-
-
-@dataclass(frozen=True)
-class Aim:
-    """One figure that we hold ourselves to."""
-
-    name: str
-    value: float
-    least: float | None = None
-    most: float | None = None
-
-    def line(self) -> tuple[str, str, str, str]:
-        """Name, value, aim and whether it is met."""
-        met = (self.least is None or self.value >= self.least) and (
-            self.most is None or self.value <= self.most
-        )
-        bound = f">= {number(self.least)}" if self.most is None else f"<= {number(self.most)}"
-        return self.name, number(self.value), bound, "met" if met else "MISSED"
-
-
-def aims(report: dict[str, Any]) -> list[Aim]:
-    """The aims whose figures were measured."""
-    found = []
-    if "sandbox" in report:
-        serial, four = report["sandbox"]["1 at a time"], report["sandbox"]["4 at a time"]
-        found.append(
-            Aim("sandbox p50, times the floor's", serial[OURS].p50_ms / serial[FLOOR].p50_ms, most=1.5)
-        )
-        found.append(Aim("sandbox p99, ms (no 15 ms tail)", serial[OURS].p99_ms, most=12.0))
-        found.append(Aim("sandboxes a second, 4 at a time", four[OURS].per_second, least=450))
-    if "jobs" in report:
-        found.append(Aim("job p50 at one client, ms", report["jobs"]["1 clients"].p50_ms, most=12.0))
-        found.append(Aim("jobs a second at 16 clients", report["jobs"]["16 clients"].per_second, least=200))
-    if "memory" in report:
-        found.append(
-            Aim("private MB per idle sandbox", report["memory"]["bytes_per_sandbox"] / 1e6, most=2.0)
-        )
-    return found
-
-
-def show(report: dict[str, Any]) -> str:
-    """The report as text."""
-    parts = []
-    for title, summaries in report.get("sandbox", {}).items():
-        parts.append(table(f"A fresh sandbox around /bin/true, {title}", HEADER, rows(summaries)))
-    if "jobs" in report:
-        parts.append(
-            table("/bin/true as a job over HTTP, durable, closed loop", HEADER, rows(report["jobs"]))
-        )
-    if "memory" in report:
-        memory = report["memory"]
-        lines = [
-            ("everything, the launcher's growth included", number(memory["bytes_per_sandbox"] / 1e6)),
-            ("of it the sleeping program", number(memory["of_it_program"] / 1e6)),
-        ]
-        parts.append(
-            table(f"Private memory per sandbox, {memory['sandboxes']} running `sleep`", ("", "MB"), lines)
-        )
-    parts.append(
-        table("Aims, for a machine with 2 cores", ("", "figure", "aim", ""), [a.line() for a in aims(report)])
-    )
-    return "\n\n".join(parts)
-
-
-def as_json(value: Any) -> Any:
-    """The report as plain data."""
-    if isinstance(value, Summary):
-        return value.as_json()
-    return {key: as_json(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def about_machine() -> dict[str, Any]:

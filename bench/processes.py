@@ -1,7 +1,6 @@
 """What processes use, from /proc (proc(5))."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -13,22 +12,25 @@ def stat(pid: int) -> list[str]:
     return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
+def children(parent: int) -> list[int]:
+    """The children of a process, those of all its threads."""
+    found: list[int] = []
+    for task in (PROC / str(parent) / "task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
+
+
 def tree(root: int) -> set[int]:
     """A process and everything below it."""
-    children: dict[int, list[int]] = {}
-    for entry in PROC.iterdir():
-        if entry.name.isdigit():
-            try:
-                children.setdefault(int(stat(int(entry.name))[1]), []).append(int(entry.name))
-            except OSError:
-                continue  # gone meanwhile
-
-    def walk(pid: int) -> Iterator[int]:
-        yield pid
-        for child in children.get(pid, ()):
-            yield from walk(child)
-
-    return set(walk(root))
+    found, todo = {root}, [root]
+    while todo:
+        try:
+            below = children(todo.pop())
+        except OSError:
+            continue  # gone meanwhile
+        found.update(below)
+        todo += below
+    return found
 
 
 def cpu_seconds(pids: set[int]) -> float:

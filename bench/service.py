@@ -20,6 +20,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60
 
 
+PARTS = {
+    "api": " -m api ",
+    "worker": " -m worker ",
+    "launcher": " -m worker.sandbox.launcher ",
+    "valkey": "valkey-server",
+}
+
+
 @dataclass(frozen=True)
 class Service:
     """A running `stockade up`: its process, port and key."""
@@ -28,9 +36,18 @@ class Service:
     port: int
     key: str
 
-    def round(self, clients: int, jobs: int) -> tuple[list[float], float, float]:
-        """Run jobs; seconds of each, of the round, of CPU in the service (the load's own is left out)."""
-        before = processes.cpu_seconds(processes.tree(self.pid))
+    def cpu_seconds(self) -> dict[str, float]:
+        """What each part of the service has used; sandboxes count with the launcher, which waits for them."""
+        spent = {}
+        for child in processes.children(self.pid):
+            command = (processes.PROC / str(child) / "cmdline").read_text().replace("\0", " ")
+            name = next(part for part, sign in PARTS.items() if sign in f"{command} ")
+            spent[name] = processes.cpu_seconds(processes.tree(child))
+        return spent
+
+    def round(self, clients: int, jobs: int) -> tuple[list[float], float, dict[str, float]]:
+        """Run jobs; seconds of each, of the round, of CPU per part (the load's own is left out)."""
+        before = self.cpu_seconds()
         asked = {"port": self.port, "key": self.key, "clients": clients, "jobs": jobs}
         done = subprocess.run(
             [sys.executable, "-m", "bench.load"],
@@ -39,7 +56,7 @@ class Service:
         if done.returncode:
             raise RuntimeError(f"jobs over HTTP: {done.stderr.strip()[-2000:]}")
         answer = json.loads(done.stdout)
-        cpu = processes.cpu_seconds(processes.tree(self.pid)) - before
+        cpu = {name: after - before[name] for name, after in self.cpu_seconds().items()}
         return answer["took"], answer["elapsed"], cpu
 
 
@@ -77,7 +94,7 @@ def greeting(up: subprocess.Popen[str]) -> str:
     try:
         for line in up.stdout:
             said.append(line)
-            if found := re.search(r"\bsk_\w+", line):
+            if found := re.search(r"\bsk_[\w-]+", line):
                 return found[0]
     finally:
         signal.alarm(0)

@@ -1,0 +1,98 @@
+"""The report: a dictionary of parts, shown as tables and held against what we aim for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench.figures import Summary, number, table
+
+OURS = "stockade"
+FLOOR = "floor, C, with cgroups"
+HEADER = ("", "p50 ms", "p99 ms", "per second", "CPU ms")
+
+
+def rows(summaries: dict[str, Summary]) -> list[tuple[str, ...]]:
+    """Lines of a table."""
+    return [
+        (name, *(number(value) for value in (each.p50_ms, each.p99_ms, each.per_second, each.cpu_ms)))
+        for name, each in summaries.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One figure that we hold ourselves to."""
+
+    name: str
+    value: float
+    least: float | None = None
+    most: float | None = None
+
+    def line(self) -> tuple[str, str, str, str]:
+        """Name, value, aim and whether it is met."""
+        met = (self.least is None or self.value >= self.least) and (
+            self.most is None or self.value <= self.most
+        )
+        bound = f">= {number(self.least)}" if self.most is None else f"<= {number(self.most)}"
+        return self.name, number(self.value), bound, "met" if met else "MISSED"
+
+
+def aims(report: dict[str, Any]) -> list[Aim]:
+    """The aims whose figures were measured."""
+    found = []
+    if "sandbox" in report:
+        serial, four = report["sandbox"]["1 at a time"], report["sandbox"]["4 at a time"]
+        found.append(
+            Aim("sandbox p50, times the floor's", serial[OURS].p50_ms / serial[FLOOR].p50_ms, most=1.5)
+        )
+        found.append(Aim("sandbox p99, ms (no 15 ms tail)", serial[OURS].p99_ms, most=12.0))
+        found.append(Aim("sandboxes a second, 4 at a time", four[OURS].per_second, least=450))
+    if "jobs" in report:
+        found.append(
+            Aim("job p50 at one client, ms", report["jobs"]["clients"]["1 clients"].p50_ms, most=12.0)
+        )
+        found.append(
+            Aim("jobs a second at 16 clients", report["jobs"]["clients"]["16 clients"].per_second, least=200)
+        )
+    if "memory" in report:
+        found.append(
+            Aim("private MB per idle sandbox", report["memory"]["bytes_per_sandbox"] / 1e6, most=2.0)
+        )
+    return found
+
+
+def show(report: dict[str, Any]) -> str:
+    """The report as text."""
+    shown = []
+    for title, summaries in report.get("sandbox", {}).items():
+        shown.append(table(f"A fresh sandbox around /bin/true, {title}", HEADER, rows(summaries)))
+    if "jobs" in report:
+        shown.append(show_jobs(report["jobs"]))
+    if "memory" in report:
+        shown.append(show_memory(report["memory"]))
+    header = ("", "figure", "aim", "")
+    shown.append(table("Aims, for a machine with 2 cores", header, [aim.line() for aim in aims(report)]))
+    return "\n\n".join(shown)
+
+
+def show_jobs(jobs: dict[str, Any]) -> str:
+    """The table of jobs over HTTP, with the CPU time of each part of the service."""
+    spent = [tuple(map(number, jobs["cpu_ms"][name].values())) for name in jobs["clients"]]
+    lines = [row + cpu for row, cpu in zip(rows(jobs["clients"]), spent, strict=True)]
+    header = (*HEADER, *(f"of it {part}" for part in next(iter(jobs["cpu_ms"].values()))))
+    return table("/bin/true as a job over HTTP, durable, closed loop", header, lines)
+
+
+def show_memory(memory: dict[str, Any]) -> str:
+    """The table of private memory."""
+    lines = [
+        ("everything, the launcher's growth included", number(memory["bytes_per_sandbox"] / 1e6)),
+        ("of it the sleeping program", number(memory["of_it_program"] / 1e6)),
+    ]
+    return table(f"Private memory per sandbox, {memory['sandboxes']} running `sleep`", ("", "MB"), lines)
+
+
+def as_json(value: Any) -> Any:
+    """The report as plain data."""
+    if isinstance(value, Summary):
+        return value.as_json()
+    return {key: as_json(each) for key, each in value.items()} if isinstance(value, dict) else value
