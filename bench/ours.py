@@ -4,7 +4,6 @@ import contextlib
 import os
 import selectors
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import processes
+from jobs.settings import Settings
 from stockade.children import Child
-from stockade.up import accepts
+from stockade.up import accepts, launcher_command
 from worker.sandbox.client import Session
 
 LIMITS = {
@@ -113,16 +113,15 @@ class Launcher:
 
 @contextlib.contextmanager
 def launcher() -> Iterator[Launcher]:
-    """Start a launcher to itself, as `stockade up` does."""
+    """Start a launcher to itself, by the command that `stockade up` uses."""
     home = Path(tempfile.mkdtemp(prefix="stockade-bench-"))
-    path = home / "launcher.sock"
-    command = [sys.executable, "-m", "worker.sandbox.launcher", "--socket", str(path), "--state", str(home)]
-    child = Child("launcher", command, home / "log", env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")})
+    settings = Settings(state=home, launcher=home / "launcher.sock")
+    child = Child("launcher", launcher_command(settings, home), home / "log")
     try:
         child.start()
-        child.wait_until(lambda: accepts(path), timeout=30)
+        child.wait_until(lambda: accepts(settings.launcher), timeout=30)
         assert child.pid is not None
-        yield Launcher(child.pid, path)
+        yield Launcher(child.pid, settings.launcher)
     finally:
         child.stop(grace=10)
         shutil.rmtree(home)
