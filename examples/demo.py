@@ -6,7 +6,6 @@ import csv
 import heapq
 import io
 import random
-import re
 import shutil
 import signal
 import socket
@@ -180,13 +179,13 @@ def run_all(client: httpx.Client, cases: list[Case]) -> dict[str, dict]:
             sys.exit(f"demo: {case.name} was refused: {answer.text}")
         jobs[case.name] = answer.json()
     shown: dict[str, str] = {}
-    while any(job["state"] != "finished" for job in jobs.values()):
+    while any(state != "finished" for state in shown.values()) or not shown:
         for name, job in jobs.items():
+            if job["state"] != "finished":
+                job = jobs[name] = client.get(f"/v1/jobs/{job['id']}").raise_for_status().json()
             if job["state"] != shown.get(name):
                 shown[name] = job["state"]
                 print(f"  {time.monotonic() - started:5.1f} s  {name:<16}{job['state']}", flush=True)
-            if job["state"] != "finished":
-                jobs[name] = client.get(f"/v1/jobs/{job['id']}").raise_for_status().json()
         if time.monotonic() - started > PATIENCE:
             late = ", ".join(name for name, job in jobs.items() if job["state"] != "finished")
             sys.exit(f"demo: not finished after {PATIENCE:g} s: {late}")
@@ -217,20 +216,23 @@ def print_table(cases: list[Case], jobs: dict[str, dict]) -> None:
 
 def row(name: str, step: dict) -> tuple[str, ...]:
     outcome, usage = step["outcome"], step["usage"]
-    kind = outcome["kind"] if outcome["exit_code"] is None else f"{outcome['kind']} {outcome['exit_code']}"
-    limits, seen = "", ""
-    if outcome["kind"] != "exited":
+    kind, limits, seen = outcome["kind"], "", ""
+    if kind == "exited":
+        kind = f"exited {outcome['exit_code']}"
+    else:
         limits = ", ".join(f"{e['limit']} {human(e['limit'], e['value'])}" for e in outcome["evidence"])
-        seen = ", ".join(f"{e['where']}: {human(e['where'], e['observed'])}" for e in outcome["evidence"])
+        seen = ", ".join(f"{e['where']} = {human(e['limit'], e['observed'])}" for e in outcome["evidence"])
     memory = human("memory", usage["memory"])
     return name, kind, limits, seen, f"{usage['wall_time']:.2f}", f"{usage['cpu_time']:.2f}", memory
 
 
-def human(what: str, value: float) -> str:
-    """Bytes as MiB or KiB and seconds with their unit, after the name of what is measured."""
-    if re.match(r"(memory|disk|output)$", what):
-        return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.0f} KiB"
-    return f"{value:g} s" if what.endswith("time") else f"{value:g}"
+def human(limit: str, value: float) -> str:
+    """A limit's value, or what was observed of it, with its unit; small numbers are counts."""
+    if limit.endswith("_time"):
+        return f"{value:.4g} s"
+    if limit not in ("memory", "disk", "output") or value < 2**10:
+        return f"{value:g}"
+    return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.0f} KiB"
 
 
 def show_results(client: httpx.Client, jobs: dict[str, dict], graph: str) -> bool:

@@ -117,6 +117,7 @@ class Stack:
             listen=self.options.listen,
             policies=self.options.policies,
             image_host=self.options.image_host,
+            drain=max(0.0, self.options.grace - 2),
             **({"slots": self.options.slots} if self.options.slots else {}),
         )
         env = settings.environment()

@@ -1,0 +1,132 @@
+"""A running `stockade up` for tests, and what a stopped one might have left."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+STOCKADE = Path(sys.executable).with_name("stockade")
+PATIENCE = 60 * float(os.environ.get("STOCKADE_TEST_SLOWDOWN", "1"))
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait for a condition; its value."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
+    return value
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Up:
+    """A running `stockade up`."""
+
+    state: Path
+    listen: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
+    greeting: str = ""
+    started: bool = False
+
+    def start(self, *options: str) -> None:
+        """Start it; returns when it has said that it is ready."""
+        command = [STOCKADE, "up", "--state", self.state, "--listen", self.listen, *options]
+        self.said = self.state.with_suffix(".out")
+        with self.said.open("wb") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        self.started = True
+
+        def ready() -> bool:
+            assert self.process.poll() is None, self.output()
+            return "Ctrl-C" in self.output()
+
+        until(ready, "ready")
+        self.greeting = self.output()
+
+    def output(self) -> str:
+        """What it has said so far."""
+        return self.said.read_text()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it; the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def client(self) -> httpx.Client:
+        """A client with the development key."""
+        key = (self.state / "dev-key").read_text().strip()
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=f"http://{self.listen}", headers=headers, trust_env=False, timeout=90)
+
+    def run(self, *argv: str) -> dict[str, Any]:
+        """Send one command; the job when it is finished."""
+        with self.client() as client:
+            job = client.post("/v1/jobs", json={"command": list(argv)}).raise_for_status().json()
+            return self.finished(client, job["id"])
+
+    @staticmethod
+    def finished(client: httpx.Client, job_id: str) -> dict[str, Any]:
+        """The job when it is finished."""
+
+        def look() -> dict[str, Any] | None:
+            job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}?wait=5").raise_for_status().json()
+            return job if job["state"] == "finished" else None
+
+        return dict(until(look, "job finished"))
+
+    def pids(self) -> dict[str, int]:
+        """Its children by name."""
+        names = {"valkey": "valkey-server", "launcher": ".launcher", "worker": "-m worker ", "api": "-m api "}
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        lines = {int(pid): command_line(pid) for pid in children}
+        return {name: pid for name, mark in names.items() for pid, line in lines.items() if mark in line}
+
+
+def command_line(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def left_of(state: Path) -> list[str]:
+    """Processes and sockets that have to do with this state directory."""
+    environments = (f"{state}/".encode(), f"--state {state}".encode())
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = command_line(entry.name)
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if str(state) in line or any(mark in environment for mark in environments):
+                found.append(line)
+    return found + [str(path) for path in state.rglob("*") if path.is_socket()]
+
+
+def cgroups_of(state: Path) -> set[tuple[str, int]]:
+    """Path and inode of the cgroups of this state's launcher; an inode never comes back with a new cgroup."""
+    ready = re.search(r'"number": (\d+)', (state / "logs" / "launcher.log").read_text())
+    assert ready
+    name = f"stockade-{ready[1]}"
+    found = (path for root, names, _ in os.walk("/sys/fs/cgroup") for path in (Path(root, n) for n in names))
+    return {(str(path), path.stat().st_ino) for path in found if path.name == name}
+
+
+def still_there(cgroups: set[tuple[str, int]]) -> list[str]:
+    return [path for path, inode in cgroups if Path(path).exists() and Path(path).stat().st_ino == inode]

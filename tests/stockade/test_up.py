@@ -1,0 +1,77 @@
+"""`stockade up`: the whole service on one machine, started and stopped."""
+
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.stack import PATIENCE, STOCKADE, Up, cgroups_of, free_port, left_of, still_there
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+
+def test_the_curl_line_works_as_printed_and_nothing_is_left(up: Up) -> None:
+    """A shell runs the printed line; it answers with the finished job. Ctrl-C then leaves files only."""
+    up.start()
+    line = next(line for line in up.greeting.splitlines() if line.strip().startswith("curl "))
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert '"kind":"exited"' in done.stdout
+    assert r'"text":"42\n"' in done.stdout
+    assert httpx.get(f"http://{up.listen}/docs", trust_env=False).status_code == 200
+    cgroups = cgroups_of(up.state)
+    assert cgroups
+    assert up.stop(signal.SIGINT) == 0
+    assert "stopped; nothing is left running" in up.output()
+    assert left_of(up.state) == []
+    assert still_there(cgroups) == []
+
+
+def test_only_the_launcher_is_root(up: Up) -> None:
+    """Valkey, worker and API run as the service user, in no group but its own, with no capability."""
+    up.start()
+    pids = up.pids()
+    assert set(pids) == {"valkey", "launcher", "worker", "api"}
+    for name, pid in pids.items():
+        status = Path(f"/proc/{pid}/status").read_text()
+        uids = set(re.findall(r"Uid:\t(\d+)\t(\d+)\t(\d+)\t(\d+)", status)[0])
+        if name == "launcher":
+            assert uids == {"0"}
+        else:
+            assert "0" not in uids
+            assert re.search(r"Groups:\s*$", status, re.MULTILINE)
+            assert re.search(r"CapBnd:\t0+$", status, re.MULTILINE)
+
+
+def test_a_second_one_on_the_same_state_is_refused(up: Up) -> None:
+    """It names the process that has it, starts nothing, and the first goes on."""
+    up.start()
+    second = subprocess.run(
+        [STOCKADE, "up", "--state", up.state, "--listen", f"127.0.0.1:{free_port()}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"another `stockade up` (process {up.process.pid}) runs on {up.state}" in second.stderr
+    assert up.run("true")["outcome"]["kind"] == "exited"
+
+
+def test_a_busy_port_is_an_error_before_anything_starts(up: Up) -> None:
+    """The message names the address; no directory of a child is made."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listen = f"127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(
+            [STOCKADE, "up", "--state", up.state, "--listen", listen],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"cannot listen on {listen}" in done.stderr
+    assert [path.name for path in up.state.iterdir()] == ["lock"]
