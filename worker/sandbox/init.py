@@ -4,9 +4,10 @@ init is made by ``clone3`` in fresh namespaces that real root owns, forks the se
 and afterwards only reaps orphans and waits. The second task enters the step's cgroup ahead of demand (writing
 ``cgroup.procs`` now and then takes 15 ms), waits for its orders, gives up every privilege and calls execve.
 
-    launcher                     init (PID 1)                     job (PID 2)
+    launcher, zygote             init (PID 1)                     job (PID 2)
        | clone3 ------------------> |  fork ------------------------> | join cgroups, cgroup namespace
-       | run + descriptors -------> | mounts, pivot_root              | (waits)
+       | build + tmpfs -----------> | mounts, pivot_root              | (waits)
+       | run + stdio, files ------> | hostname, files                 |
        |                            | run + stdio ------------------> | rlimits, unshare(NEWUSER)
        |                            | uid_map, gid_map <--- "mapped?" |
        |                            | "go" -------------------------> | ids, capabilities, no_new_privs
@@ -44,72 +45,54 @@ NEW_ROOT, STAGE = "/newroot", "stage"
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 _FILE_HEADER = struct.Struct("<HIQ")
 OOM_SCORE = b"500"
-_CATCHABLE = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What the two tasks inherit: descriptors of the cgroup's leaf and the launcher's tables."""
+    """What the two tasks inherit from the zygote: descriptors for one sandbox, and the filters by name."""
 
-    control: socket.socket
-    join: tuple[int, ...]
-    reset: tuple[int, ...]
+    control: int
+    join: list[int]
+    reset: list[int]
     cpu: int
     cgroup: int
     host_proc: int
     filters: dict[str, bytes]
 
-    def descriptors(self) -> set[int]:
-        """Those that must stay open; every other one of the launcher is closed."""
-        fds = {self.control.fileno(), *self.join, *self.reset, self.cpu, self.host_proc}
-        return fds | ({self.cgroup} if self.cgroup >= 0 else set())
-
 
 def main(birth: Birth) -> NoReturn:
     """PID 1, from its first instruction to its last; never returns."""
     status = 70
+    control = socket.socket(fileno=birth.control)
     try:
-        gc.disable()
-        _detach_from_launcher(birth.descriptors())
-        _loopback_up()
+        # Should the launcher die between clone3 and here, the control socket reads end-of-file: nothing is missed.
+        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)
         to_job, from_init = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        wire.prepare(to_job)
+        # First of all, while we have written to few pages: what we touch later the job's task never copies.
         pid, _ = sc.clone3(0, cgroup=birth.cgroup)
         if pid == 0:
             to_job.close()
-            _job(birth, from_init)
+            _job(birth, control, from_init)
         from_init.close()
         wire.close_all({*birth.join, *birth.reset, birth.cpu, birth.cgroup, birth.host_proc} - {-1})
-        packet, fds = wire.receive_packet(birth.control)
-        if packet:
-            _build(wire.decode(packet), packet, fds, to_job, pid)
-            status = _wait(birth.control, to_job, pid)
+        wire.prepare(to_job)
+        sc.set_name("stockade-init")
+        os.setsid()
+        _loopback_up()
+        order, fds = wire.receive(control)
+        if order is not None:
+            _build(order, *fds)
+            packet, fds = wire.receive_packet(control)
+            if packet:
+                _hand_over(wire.decode(packet), packet, fds, to_job)
+                status = _wait(control, to_job, pid)
     except SandboxError as problem:
-        _report(birth.control, problem)
+        _report(control, problem)
     except OSError as problem:
-        _report(birth.control, SandboxError("init", problem.errno or 0, str(problem.filename or "")))
+        _report(control, SandboxError("init", problem.errno or 0, str(problem.filename or "")))
     finally:
         os._exit(status)
-
-
-def _detach_from_launcher(keep: set[int]) -> None:
-    # Should the launcher die between clone3 and here, the control socket reads end-of-file: nothing is missed.
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
-    sc.set_name("stockade-init")
-    os.setsid()
-    previous = 2
-    for fd in [*sorted(keep), resource.RLIM_INFINITY]:
-        if fd == resource.RLIM_INFINITY:
-            os.closerange(previous + 1, 2**31 - 1)
-        elif fd > previous + 1:
-            os.closerange(previous + 1, fd)
-        previous = fd
-    signal.set_wakeup_fd(-1)
-    for number in _CATCHABLE:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.umask(0)
 
 
 def _loopback_up() -> None:
@@ -121,35 +104,34 @@ def _loopback_up() -> None:
 # --- init: the file system -------------------------------------------------------------------------------
 
 
-def _build(order: dict[str, Any], packet: bytes, fds: list[int], to_job: socket.socket, job: int) -> None:
-    """Everything between the order and the job's own last steps."""
-    stdio, tmpfs, userns, files = fds[:3], fds[3], fds[4], fds[5:]
-    base, step, user = order["base"], order["step"], order["user"]
-    sc.sethostname(order["hostname"])
+def _build(order: dict[str, Any], tmpfs: int, userns: int) -> None:
+    """The file system, up to the new root: needs no job yet, only its image, its id range and its tmpfs."""
+    base, step = order["base"], order["step"]
     sc.attach(tmpfs, f"/{STAGE}")
-    _stage_directories(base, step, user)
+    mounts.make_directory(f"/{STAGE}/up-{step}", 0o755, base)
+    mounts.make_directory(f"/{STAGE}/ovl-{step}", 0o700)
+    mounts.make_directory(f"/{STAGE}/shm-{step}", 0o1777, base)
+    if step == 0:
+        mounts.make_directory(f"/{STAGE}/work", 0o755, base)
     for number, layer in enumerate(order["layers"]):
         _attach_layer(layer, f"/l/{number}", userns)
     layers = [f"l/{number}" for number in range(len(order["layers"]))]
     hidden = mounts.masks(frozenset(order["proc"]).__contains__)
     mounts.apply(mounts.layout(layers, order["views"], STAGE, step, hidden), NEW_ROOT)
     _enter(NEW_ROOT)
-    if files:
-        _write_files(files[0], base + user)
-    wire.close_all([tmpfs, userns, *files])
-    wire.send(to_job, packet, tuple(stdio))
-    wire.close_all(stdio)
+    wire.close_all([tmpfs, userns])
 
 
-def _stage_directories(base: int, step: int, user: int) -> None:
-    for name, mode, owner in (
-        (f"up-{step}", 0o755, base),
-        (f"ovl-{step}", 0o700, 0),
-        (f"shm-{step}", 0o1777, base),
-    ):
-        mounts.make_directory(f"/{STAGE}/{name}", mode, owner)
-    if step == 0:
-        mounts.make_directory(f"/{STAGE}/work", 0o755, base + user)
+def _hand_over(order: dict[str, Any], packet: bytes, fds: list[int], to_job: socket.socket) -> None:
+    """What is particular to this job; then its own task gets the orders and the stdio."""
+    sc.sethostname(order["hostname"])
+    owner = order["base"] + order["user"]
+    if order["step"] == 0 and order["user"]:
+        os.chown("/work", owner, owner)
+    if len(fds) > 3:
+        _write_files(fds[3], owner)
+    wire.send(to_job, packet, tuple(fds[:3]))
+    wire.close_all(fds)
 
 
 def _attach_layer(layer: str, target: str, userns: int) -> None:
@@ -261,7 +243,7 @@ def _report(control: socket.socket, problem: SandboxError) -> None:
 # --- the job's task --------------------------------------------------------------------------------------
 
 
-def _job(birth: Birth, from_init: socket.socket) -> NoReturn:
+def _job(birth: Birth, control: socket.socket, from_init: socket.socket) -> NoReturn:
     """PID 2, until execve."""
     try:
         _join(birth)
@@ -269,11 +251,11 @@ def _job(birth: Birth, from_init: socket.socket) -> NoReturn:
         if order is None:
             os._exit(0)
         _become(order, stdio, birth, from_init)
-        _execute(order, birth)
+        _execute(order, birth, control)
     except SandboxError as problem:
-        _report(birth.control, problem)
+        _report(control, problem)
     except OSError as problem:
-        _report(birth.control, SandboxError("job", problem.errno or 0, str(problem.filename or "")))
+        _report(control, SandboxError("job", problem.errno or 0, str(problem.filename or "")))
     finally:
         os._exit(127)
 
@@ -327,13 +309,13 @@ def _step(name: str, call: Callable[[], object]) -> None:
         raise SandboxError(name, getattr(problem, "errno", 0) or 0, str(problem)) from problem
 
 
-def _execute(order: dict[str, Any], birth: Birth) -> None:
+def _execute(order: dict[str, Any], birth: Birth, control: socket.socket) -> None:
     """The last steps: into the directory, counters to zero, filter on, execve."""
     env = order["env"]
     try:
         _change_directory(order["cwd"])
     except OSError as problem:
-        wire.send(birth.control, {"s": "exec_errno", "errno": problem.errno, "subject": order["cwd"]})
+        wire.send(control, {"s": "exec_errno", "errno": problem.errno, "subject": order["cwd"]})
         os._exit(127)
     candidates = _candidates(order["argv"][0], env.get("PATH", ""))
     argv = [each.encode("utf-8", "surrogateescape") for each in order["argv"]]
@@ -344,7 +326,7 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
     for fd in birth.reset:
         os.write(fd, b"0")
     cpu = os.pread(birth.cpu, 1024, 0).decode()
-    wire.send(birth.control, {"s": "exec", "t": time.monotonic(), "cpu": cpu})
+    wire.send(control, {"s": "exec", "t": time.monotonic(), "cpu": cpu})
     sc.install_filter(birth.filters[order["syscalls"]])
     number = errno.ENOENT
     for path in candidates:
@@ -353,7 +335,7 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
         except OSError as problem:
             if problem.errno not in (errno.ENOENT, errno.ENOTDIR):
                 number = problem.errno or 0
-    wire.send(birth.control, {"s": "exec_errno", "errno": number, "subject": order["argv"][0]})
+    wire.send(control, {"s": "exec_errno", "errno": number, "subject": order["argv"][0]})
     os._exit(127)
 
 

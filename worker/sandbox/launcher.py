@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
 import grp
 import json
@@ -28,10 +29,13 @@ from worker.sandbox import cgroups, confined, host, seccomp, wire
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import SLOTS, IdRange
 from worker.sandbox.plan import Ceilings
-from worker.sandbox.sandbox import Host, Sandbox
+from worker.sandbox.pool import Pool
+from worker.sandbox.sandbox import Host, Room, Sandbox
 from worker.sandbox.session import Session
-from worker.sandbox.workspace import Depot
+from worker.sandbox.workspace import Depot, Workspace
+from worker.sandbox.zygote import Zygote
 
+_MANY_INODES = 5000
 PROFILES = Path(__file__).parents[2] / "policies" / "syscalls"
 
 
@@ -41,10 +45,10 @@ class Launcher:
     def __init__(self, shared: Host, images: dict[str, host.Rootfs], number: host.Number, prepared: int) -> None:
         self.host, self.images, self.ceilings = shared, images, Ceilings()
         self.depot = Depot(shared.host_proc)
-        self._number, self._target = number, prepared
+        self._number = number
         self._poll = select.epoll()
         self._on: dict[int, Callable[[], None]] = {}
-        self._ready: list[Sandbox] = []
+        self._pool = Pool(self, prepared)
         self._running: dict[Sandbox, Session] = {}
         self._stuck: list[Sandbox] = []
         self._sessions: set[Session] = set()
@@ -53,6 +57,7 @@ class Launcher:
         self._listener: socket.socket | None = None
         self._peer_gid: int | None = None
         self.stopping = False
+        self.watch(shared.zygote.socket.fileno(), self._pool.on_born)
 
     # --- the poll set
 
@@ -69,18 +74,17 @@ class Launcher:
     def run(self) -> None:
         """Serve until told to stop and until every sandbox is gone."""
         while not (self.stopping and not self._running):
-            events = self._poll.poll(self._timeout())
+            idle = not self.stopping and self._pool.hungry
+            events = self._poll.poll(0 if idle else self._timeout())
             for fd, _ in events:
                 handler = self._on.get(fd)
                 if handler:
                     handler()
             self._tick()
-            if not events and len(self._ready) < self._target and not self.stopping:
-                self._prepare()
+            if idle and not events:
+                self._pool.refill()
 
     def _timeout(self) -> float:
-        if len(self._ready) < self._target and not self.stopping:
-            return 0
         wake = min((box.wake for box in self._running), default=float("inf"))
         return -1 if wake == float("inf") else max(0.0, wake - time.monotonic())
 
@@ -92,27 +96,26 @@ class Launcher:
 
     # --- sandboxes
 
-    def _prepare(self) -> None:
+    def new_name(self) -> str:
+        """A name for a cgroup or a workspace, used once."""
         self._serial += 1
-        try:
-            self._ready.append(Sandbox(self.host, str(self._serial)))
-        except SandboxError as problem:
-            log("prepare_failed", problem=str(problem))
-            self._target = 0
+        return str(self._serial)
 
-    def take_sandbox(self, session: Session) -> Sandbox:
-        """A sandbox that no job has been in; made on the spot when none is ready."""
-        if self._ready:
-            box = self._ready.pop(0)
-        else:
-            self._serial += 1
-            box = Sandbox(self.host, str(self._serial))
+    def want(self, session: Session, image: str, room: Room | None) -> None:
+        """Give the session a sandbox that no job has been in, now or as soon as there is one.
+
+        Without a room of its own the job gets one with the sandbox, built ahead where the image allows.
+        """
+        self._pool.want(session, image, room)
+
+    def begin(self, box: Sandbox, session: Session) -> None:
+        """The sandbox is the session's; from now on its end is watched."""
         self._running[box] = session
         self.watch(box.pidfd, lambda: self._end(box))
         self.watch(box.control.fileno(), box.read_control)
         if box.leaf.oom >= 0:
             self.watch(box.leaf.oom, box.read_oom)
-        return box
+        session.on_sandbox(box)
 
     def _end(self, box: Sandbox, stuck: bool = False) -> None:
         if box in self._running:
@@ -128,29 +131,38 @@ class Launcher:
         if self._stuck:
             self._stuck = [each for each in self._stuck if not each.leaf.remove()]
 
-    # --- id ranges
+    # --- rooms
 
-    def take_ids(self) -> IdRange:
-        """An id range that no other sandbox of the machine has."""
+    def make_room(self, image: str, keep: bool) -> Room:
+        """A workspace and an id range of its own for one job."""
         if self._free_ids:
-            return self._free_ids.pop()
-        if self._slots_used >= SLOTS:
-            raise SandboxError("slot", 11, hint=f"all {SLOTS} slots of this launcher are taken; try again later")
-        ids = IdRange(self._number.base(self._slots_used), self.host.host_proc)
-        self._slots_used += 1
-        return ids
-
-    def give_ids(self, ids: IdRange, quarantine: bool) -> None:
-        """Take a range back; one whose processes may still be alive is never used again."""
-        if quarantine:
-            log("slot_quarantined", base=ids.base)
-            os.close(ids.userns)
+            ids = self._free_ids.pop()
+        elif self._slots_used < SLOTS:
+            ids = IdRange(self._number.base(self._slots_used), self.host.host_proc)
+            self._slots_used += 1
         else:
+            hint = f"all {SLOTS} slots of this launcher are taken; try again later"
+            raise SandboxError("slot", errno.EAGAIN, hint=hint)
+        try:
+            return Room(image, self.images[image], Workspace(self.depot, self.new_name(), keep), ids)
+        except OSError as problem:
             self._free_ids.append(ids)
+            raise SandboxError("workspace", problem.errno or 0, "tmpfs") from problem
 
-    def drop_later(self, directory: int) -> None:
-        """Let a child hold the last reference to a large tmpfs, so that freeing it blocks nobody."""
-        pid, pidfd = confined.fork(directory, 65534, None, lambda: time.sleep(0.05))
+    def drop_room(self, room: Room, quarantine: bool = False) -> None:
+        """Take a room back; an id range whose processes may still be alive is never used again."""
+        if room.workspace.used()[1] > _MANY_INODES:
+            self._drop_later(room.workspace.directory)
+        room.workspace.close()
+        if quarantine:
+            log("slot_quarantined", base=room.ids.base)
+            os.close(room.ids.userns)
+        else:
+            self._free_ids.append(room.ids)
+
+    def _drop_later(self, directory: int) -> None:
+        # Freeing a tmpfs with very many inodes takes its time: the last reference to it goes with this child.
+        _, pidfd = confined.fork(directory, 65534, None, lambda: time.sleep(0.05))
 
         def reap() -> None:
             self.unwatch(pidfd)
@@ -183,8 +195,7 @@ class Launcher:
 
     def adopt(self, connection: socket.socket) -> Session:
         """Start a session on a connected socket."""
-        self._serial += 1
-        session = Session(self, wire.prepare(connection), str(self._serial))
+        session = Session(self, wire.prepare(connection))
         self._sessions.add(session)
         return session
 
@@ -205,11 +216,7 @@ class Launcher:
 
     def close(self) -> None:
         """Throw away what was prepared."""
-        for box in self._ready:
-            box.kill(None)
-        for box in self._ready:
-            box.reap()
-            box.close()
+        self._pool.close()
 
 
 def log(event: str, **fields: object) -> None:
@@ -276,7 +283,8 @@ def serve(arguments: argparse.Namespace) -> None:
             listener, remove = _listener(arguments.socket, group)
             stack.callback(remove)
         host.enter_small_namespace(arguments.state)
-        shared = Host(driver, programs, host_proc, _open_to_all(host_proc), arguments.slowdown)
+        zygote = Zygote({name: program.bpf for name, program in programs.items()}, host_proc)
+        shared = Host(driver, programs, zygote, host_proc, _open_to_all(host_proc), arguments.slowdown)
         launcher = Launcher(shared, images, number, arguments.prepared)
         stack.callback(launcher.close)
         _signals(launcher)

@@ -15,19 +15,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.sandbox import init, wire
-from worker.sandbox import syscalls as sc
+from worker.sandbox import wire
 from worker.sandbox.cgroups import Driver
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.host import IdRange
 from worker.sandbox.plan import IDS, Plan, capability_numbers, rlimits
 from worker.sandbox.rootfs import Rootfs
 from worker.sandbox.seccomp import Program
 from worker.sandbox.workspace import Workspace
+from worker.sandbox.zygote import Zygote
 
 SETUP_SECONDS = 30.0
 STUCK_SECONDS = 5.0
 """How long killed processes may take to be gone before the slot is given up (uninterruptible sleep)."""
 
+KERNEL = platform.release()
 _MIN_CPU_CHECK = 0.005
 
 
@@ -37,9 +39,20 @@ class Host:
 
     driver: Driver
     programs: Mapping[str, Program]
+    zygote: Zygote
     host_proc: int
     proc_entries: tuple[str, ...]
     slowdown: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a sandbox's file system is built from; it belongs to one job and may serve its steps in turn."""
+
+    image: str
+    rootfs: Rootfs
+    workspace: Workspace
+    ids: IdRange
 
 
 @dataclass(slots=True)
@@ -59,44 +72,52 @@ class Sandbox:
     """Namespaces, cgroup and the two tasks; ``pidfd`` and ``control`` belong in the launcher's poll set."""
 
     def __init__(self, host: Host, name: str) -> None:
+        """Make the cgroup and ask the zygote for the rest; it is there when ``born`` was called."""
         self._host, self.name, self.facts = host, name, Facts()
         self.leaf = host.driver.create(name)
         self.plan: Plan | None = None
+        self.room: Room | None = None
+        self.pidfd = -1
         self.deadline = self.next_cpu_check = float("inf")
         self.kill_sent: float | None = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        birth = init.Birth(
-            theirs,
-            self.leaf.join,
-            self.leaf.reset,
-            self.leaf.cpu,
-            self.leaf.birth,
-            host.host_proc,
-            {name: program.bpf for name, program in host.programs.items()},
-        )
-        try:
-            self.pid, self.pidfd = sc.clone3(init.NAMESPACES, pidfd=True)
-        except OSError as problem:
-            ours.close()
-            self.leaf.close()
-            self.leaf.remove()
-            raise SandboxError("clone3", problem.errno or 0, "namespaces") from problem
-        finally:
-            if self.__dict__.get("pid") != 0:
-                theirs.close()
-        if self.pid == 0:
-            init.main(birth)
-        self.control = wire.prepare(ours)
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        wire.prepare(self.control)
         self.control.setblocking(False)
+        with theirs:
+            host.zygote.ask(self.leaf, theirs)
+
+    def born(self) -> None:
+        """Take the zygote's answer; ``SandboxError`` when the namespaces could not be made."""
+        try:
+            self.pidfd = self._host.zygote.answer()
+        except OSError as problem:
+            self.close()
+            raise SandboxError("clone3", problem.errno or 0, "namespaces") from problem
 
     # --- orders
 
-    def start(
-        self, plan: Plan, rootfs: Rootfs, workspace: Workspace, step: int, base: int, userns: int, fds: list[int]
-    ) -> None:
+    def build(self, room: Room, step: int) -> None:
+        """Have init build the file system; it may be done before there is a job."""
+        self.room = room
+        order = {
+            "base": room.ids.base,
+            "step": step,
+            "layers": room.rootfs.layers,
+            "views": room.rootfs.views,
+            "proc": self._host.proc_entries,
+        }
+        mount = room.workspace.mount()
+        try:
+            self._send(order, (mount, room.ids.userns))
+        finally:
+            os.close(mount)
+
+    def start(self, plan: Plan, step: int, fds: list[int]) -> None:
         """Write the limits and send the orders; fds: stdin, stdout, stderr and perhaps the files."""
+        assert self.room is not None
         self.plan = plan
         self.leaf.set_limits(plan.limits)
+        self.room.workspace.resize(plan.limits)
         order = {
             "argv": plan.argv,
             "env": plan.env,
@@ -106,20 +127,17 @@ class Sandbox:
             "syscalls": plan.syscalls,
             "capabilities": sorted(capability_numbers(plan.capabilities)),
             "rlimits": rlimits(plan.limits),
-            "base": base,
+            "base": self.room.ids.base,
             "step": step,
-            "layers": rootfs.layers,
-            "views": rootfs.views,
-            "proc": self._host.proc_entries,
         }
-        mount = workspace.mount(plan.limits)
+        self._send(order, tuple(fds))
+        self.deadline = time.monotonic() + SETUP_SECONDS * self._host.slowdown
+
+    def _send(self, order: dict[str, Any], fds: tuple[int, ...]) -> None:
         try:
-            wire.send(self.control, order, (*fds[:3], mount, userns, *fds[3:]))
+            wire.send(self.control, order, fds)
         except OSError as problem:
             raise SandboxError("order", problem.errno or 0, "init is gone") from problem
-        finally:
-            os.close(mount)
-        self.deadline = time.monotonic() + SETUP_SECONDS * self._host.slowdown
 
     def kill(self, reason: str | None) -> None:
         """SIGKILL to init: the kernel refuses further forks in its PID namespace and kills all in it."""
@@ -203,17 +221,17 @@ class Sandbox:
         self.read_control()
         os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
 
-    def result(self, workspace: Workspace, isolation: dict[str, Any], stuck: bool) -> dict[str, Any]:
+    def result(self, stuck: bool) -> dict[str, Any]:
         """The ``ended`` message, or ``failed`` where it was us."""
-        facts, plan = self.facts, self.plan
-        assert plan is not None
+        facts, plan, room = self.facts, self.plan, self.room
+        assert plan is not None and room is not None
         if facts.failed:
             return facts.failed
         if facts.begun is None and facts.exec_errno is None and facts.killed is None:
             return SandboxError("init", 0, "died before the job was started").as_message()
         usage = self.leaf.usage()
         ended = facts.ended or time.monotonic()
-        disk, inodes, free, free_inodes = workspace.used()
+        disk, inodes, free, free_inodes = room.workspace.used()
         usage |= {
             "wall_time": ended - facts.begun if facts.begun is not None else 0.0,
             "disk": disk,
@@ -230,7 +248,7 @@ class Sandbox:
             "killed": facts.killed,
             "usage": usage,
             "evidence": evidence,
-            "isolation": isolation,
+            "isolation": self._isolation(plan, room),
             "teardown": "stuck" if stuck else "clean",
         }
 
@@ -264,24 +282,24 @@ class Sandbox:
             add("disk_inodes", usage["disk_inodes"], "statfs f_ffree")
         return found
 
+    def _isolation(self, plan: Plan, room: Room) -> dict[str, Any]:
+        """What was applied to this step."""
+        return {
+            "cgroup": self._host.driver.version,
+            "namespaces": ["mount", "pid", "net", "ipc", "uts", "cgroup", "user"],
+            "user_namespace": {"base": room.ids.base, "size": IDS},
+            "seccomp": {"profile": plan.syscalls, "sha256": self._host.programs[plan.syscalls].sha256},
+            "capabilities": list(plan.capabilities),
+            "no_new_privs": True,
+            "image": plan.image,
+            "image_note": room.rootfs.note,
+            "kernel": KERNEL,
+        }
+
     def close(self) -> bool:
         """Give everything back; False when the cgroup can't be removed because something in it will not die."""
-        os.close(self.pidfd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
         self.control.close()
         self.leaf.close()
         return self.leaf.remove()
-
-
-def isolation(host: Host, plan: Plan, rootfs: Rootfs, base: int) -> dict[str, Any]:
-    """What was applied to a step, for its result."""
-    return {
-        "cgroup": host.driver.version,
-        "namespaces": ["mount", "pid", "net", "ipc", "uts", "cgroup", "user"],
-        "user_namespace": {"base": base, "size": IDS},
-        "seccomp": {"profile": plan.syscalls, "sha256": host.programs[plan.syscalls].sha256},
-        "capabilities": list(plan.capabilities),
-        "no_new_privs": True,
-        "image": plan.image,
-        "image_note": rootfs.note,
-        "kernel": platform.release(),
-    }

@@ -7,30 +7,24 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
-from worker.sandbox import confined, plan, sandbox, wire
+from worker.sandbox import confined, plan, wire
 from worker.sandbox.errors import SandboxError
-from worker.sandbox.host import IdRange
-from worker.sandbox.sandbox import Sandbox
-from worker.sandbox.workspace import Workspace
+from worker.sandbox.sandbox import Room, Sandbox
 
 if TYPE_CHECKING:
     from worker.sandbox.launcher import Launcher
 
-# Freeing a tmpfs with very many inodes takes its time; above this a child does it, not the launcher.
-_MANY_INODES = 5000
-
-
 class Session:
     """States: idle, a sandbox running, or a confined child (collect, clean) at work."""
 
-    def __init__(self, launcher: Launcher, connection: socket.socket, name: str) -> None:
-        self._launcher, self._connection, self._name = launcher, connection, name
+    def __init__(self, launcher: Launcher, connection: socket.socket) -> None:
+        self._launcher, self._connection = launcher, connection
         self._sandbox: Sandbox | None = None
         self._child: tuple[int, int] | None = None
         self._answer: dict[str, Any] | None = None
-        self._workspace: Workspace | None = None
-        self._ids: IdRange | None = None
+        self.room: Room | None = None
         self._plan: plan.Plan | None = None
+        self._fds: list[int] = []
         self._step, self._gone, self._quarantine = 0, False, False
         launcher.watch(connection.fileno(), self._on_message)
 
@@ -74,22 +68,36 @@ class Session:
         if len(fds) not in (3, 4) or (len(fds) == 4 and self._step):
             raise SandboxError("message", subject="descriptors", hint="stdin, stdout, stderr; files with step 0")
         wanted = plan.parse(message, launcher.ceilings, launcher.host.programs, launcher.images)
-        if self._ids is None:
-            self._ids = launcher.take_ids()
-        if self._workspace is None:
-            self._workspace = Workspace(launcher.depot, self._name, wanted.limits, wanted.keep)
-        rootfs = launcher.images[wanted.image]
-        box = launcher.take_sandbox(self)
-        self._sandbox, self._plan = box, wanted
+        if self.room is None and wanted.keep:
+            self.room = launcher.make_room(wanted.image, keep=True)
+        self._plan, self._fds = wanted, [os.dup(fd) for fd in fds]
+        launcher.want(self, wanted.image, self.room)
+
+    def on_sandbox(self, box: Sandbox) -> None:
+        """A sandbox is there for the step that was asked for."""
+        wanted, fds, step = self._plan, self._fds, self._step
+        assert wanted is not None
+        self._sandbox, self._fds, self._step = box, [], step + 1
         try:
-            box.start(wanted, rootfs, self._workspace, self._step, self._ids.base, self._ids.userns, fds)
+            if box.room is None:
+                assert self.room is not None
+                box.build(self.room, step)
+            self.room = box.room
+            box.start(wanted, step, fds)
         except SandboxError as problem:
             box.facts.failed = problem.as_message()
             box.kill(None)
-        self._step += 1
+        finally:
+            wire.close_all(fds)
+
+    def on_no_sandbox(self, problem: SandboxError) -> None:
+        """There will be none."""
+        wire.close_all(self._fds)
+        self._fds = []
+        self._refuse(problem)
 
     def _must_be_idle(self) -> None:
-        if self._sandbox or self._child:
+        if self._sandbox or self._child or self._fds:
             raise SandboxError("message", subject="op", hint="wait for the answer to the one before")
 
     def _collect(self, message: dict[str, Any]) -> None:
@@ -100,12 +108,11 @@ class Session:
             or not all(isinstance(each, str) and each and "\0" not in each for each in patterns)
             or type(files) is not int
             or type(size) is not int
-            or self._workspace is None
-            or self._ids is None
+            or self.room is None
             or self._plan is None
         ):
             raise SandboxError("message", subject="collect", hint="patterns, max_files, max_bytes, after a run")
-        owner, connection = self._ids.base + self._plan.user, self._connection
+        owner, connection = self.room.ids.base + self._plan.user, self._connection
         self._start_child(
             owner, connection, lambda: confined.collect(connection, tuple(patterns), files, size)
         )
@@ -113,8 +120,8 @@ class Session:
     # --- confined children
 
     def _start_child(self, owner: int, keep: socket.socket | None, work: Any) -> None:
-        assert self._workspace is not None
-        self._child = confined.fork(self._workspace.directory, owner, keep, work)
+        assert self.room is not None
+        self._child = confined.fork(self.room.workspace.directory, owner, keep, work)
         self._launcher.watch(self._child[1], self._on_child)
 
     def _on_child(self) -> None:
@@ -136,16 +143,13 @@ class Session:
 
     def on_sandbox_end(self, stuck: bool = False) -> None:
         """Called when every process of the running sandbox is gone, or when it is given up."""
-        box, workspace, ids, wanted = self._sandbox, self._workspace, self._ids, self._plan
-        assert box and workspace and ids and wanted
+        box, wanted = self._sandbox, self._plan
+        assert box and wanted
         self._sandbox = None
         if not stuck:
             box.reap()
-        applied = sandbox.isolation(
-            self._launcher.host, wanted, self._launcher.images[wanted.image], ids.base
-        )
         try:
-            answer = box.result(workspace, applied, stuck)
+            answer = box.result(stuck)
         except OSError as problem:
             answer = SandboxError("usage", problem.errno or 0, box.name).as_message()
         self._quarantine |= stuck
@@ -189,12 +193,7 @@ class Session:
         self._leave()
 
     def _release(self) -> None:
-        launcher, workspace = self._launcher, self._workspace
-        if workspace:
-            if workspace.used()[1] > _MANY_INODES:
-                # The child's copies of the descriptors are the last ones, so the freeing happens in its exit.
-                launcher.drop_later(workspace.directory)
-            workspace.close()
-        if self._ids:
-            launcher.give_ids(self._ids, self._quarantine)
-        launcher.forget(self)
+        wire.close_all(self._fds)
+        if self.room:
+            self._launcher.drop_room(self.room, self._quarantine)
+        self._launcher.forget(self)

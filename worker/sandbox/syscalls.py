@@ -18,20 +18,20 @@ from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 # Numbers from 424 on are the same on every architecture (include/uapi/asm-generic/unistd.h).
-_NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
+_NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT, _NR_FSPICK = range(428, 434)
 _NR_CLONE3, _NR_OPENAT2, _NR_MOUNT_SETATTR = 435, 437, 442
 _PER_ARCH = {"x86_64": (155, 317), "aarch64": (41, 277)}
 _NR_PIVOT_ROOT, _NR_SECCOMP = _PER_ARCH.get(platform.machine(), (-1, -1))
 
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x80, 0x20000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
-CLONE_PIDFD, CLONE_INTO_CGROUP = 0x1000, 0x200000000
+CLONE_PIDFD, CLONE_PARENT, CLONE_INTO_CGROUP = 0x1000, 0x8000, 0x200000000
 
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
-FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
-FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSPICK_CLOEXEC, FSPICK_EMPTY_PATH = 1, 1, 1, 8
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE, FSCONFIG_CMD_RECONFIGURE = 0, 1, 6, 7
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOUNT_ATTR_IDMAP = 0x100000
 MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_REC, MS_PRIVATE = 2, 4, 32, 16384, 1 << 18
@@ -77,6 +77,7 @@ _open_tree = _syscall(_NR_OPEN_TREE, c_int, c_char_p, c_uint)
 _move_mount = _syscall(_NR_MOVE_MOUNT, c_int, c_char_p, c_int, c_char_p, c_uint)
 _fsopen = _syscall(_NR_FSOPEN, c_char_p, c_uint)
 _fsconfig = _syscall(_NR_FSCONFIG, c_int, c_uint, c_char_p, c_char_p, c_int)
+_fspick = _syscall(_NR_FSPICK, c_int, c_char_p, c_uint)
 _fsmount = _syscall(_NR_FSMOUNT, c_int, c_uint, c_uint)
 _clone3 = _syscall(_NR_CLONE3, c_char_p, c_size_t)
 _openat2 = _syscall(_NR_OPENAT2, c_int, c_char_p, c_char_p, c_size_t)
@@ -146,13 +147,26 @@ def new_mount(kind: str, options: dict[str, str | None], attributes: int) -> int
     """fsopen + fsconfig + fsmount: a detached mount's descriptor. An option without value is a flag."""
     context = _fsopen(kind.encode(), FSOPEN_CLOEXEC)
     try:
-        for key, value in options.items():
-            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
-            _fsconfig(context, command, key.encode(), None if value is None else value.encode(), 0)
-        _fsconfig(context, FSCONFIG_CMD_CREATE, None, None, 0)
+        _configure(context, options, FSCONFIG_CMD_CREATE)
         return _fsmount(context, FSMOUNT_CLOEXEC, attributes)
     finally:
         os.close(context)
+
+
+def reconfigure(mount_fd: int, options: dict[str, str | None]) -> None:
+    """fspick + fsconfig: change options of the file system that a mount's descriptor shows."""
+    context = _fspick(mount_fd, b"", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH)
+    try:
+        _configure(context, options, FSCONFIG_CMD_RECONFIGURE)
+    finally:
+        os.close(context)
+
+
+def _configure(context: int, options: dict[str, str | None], command: int) -> None:
+    for key, value in options.items():
+        kind = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+        _fsconfig(context, kind, key.encode(), None if value is None else value.encode(), 0)
+    _fsconfig(context, command, None, None, 0)
 
 
 def clone_mount(path: str, directory: int = AT_FDCWD, recursive: bool = False) -> int:

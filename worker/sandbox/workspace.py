@@ -40,9 +40,10 @@ class Depot:
 class Workspace:
     """The tmpfs of one job. ``directory`` is the descriptor of its root."""
 
-    def __init__(self, depot: Depot, name: str, limits: StepLimits, keep: bool) -> None:
-        self._depot, self._path, self._kept, self._steps = depot, f"/jobs/{name}", keep, 0
-        options = {"size": str(limits.disk), "nr_inodes": str(limits.disk_inodes + _OWN_INODES), "mode": "0755"}
+    def __init__(self, depot: Depot, name: str, keep: bool) -> None:
+        """``keep``: it will be mounted more than once. Before ``resize`` there is room for our own set-up only."""
+        self._depot, self._path, self._kept = depot, f"/jobs/{name}", keep
+        options = {"size": "64k", "nr_inodes": "64", "mode": "0755"}
         self._mount = sc.new_mount("tmpfs", dict(options), SAFE)
         self.directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._mount)
         if keep:
@@ -50,16 +51,21 @@ class Workspace:
                 os.mkdir(self._path)
                 sc.attach(self._mount, self._path)
 
-    def mount(self, limits: StepLimits) -> int:
-        """A detached mount for the next step, with the step's own caps; the caller closes it."""
+    def resize(self, limits: StepLimits) -> None:
+        """Set the step's caps: ``size`` rounded up to whole pages, ``nr_inodes`` beside our own (tmpfs(5)).
+
+        A cap below what an earlier step has left in the workspace leaves no room for more.
+        """
+        used, inodes, _, _ = self.used()
+        size = str(max(limits.disk, used))
+        nr_inodes = str(max(limits.disk_inodes, inodes) + _OWN_INODES)
+        sc.reconfigure(self._mount, {"size": size, "nr_inodes": nr_inodes})
+
+    def mount(self) -> int:
+        """A detached mount for the next step; the caller closes it."""
         if not self._kept:
             return os.dup(self._mount)
         with self._depot.entered():
-            if self._steps:
-                inodes = limits.disk_inodes + _OWN_INODES
-                data = f"size={limits.disk},nr_inodes={inodes}"
-                sc.mount("", self._path, "", sc.MS_REMOUNT | sc.MS_NOSUID | sc.MS_NODEV, data)
-            self._steps += 1
             return sc.clone_mount(self._path)
 
     def used(self) -> tuple[int, int, int, int]:
