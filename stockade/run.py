@@ -64,6 +64,7 @@ def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
     """One option for each limit, with the limit's own name and description."""
     for name, about in reversed(Limits.model_fields.items()):
         help_text = (about.description or "").split(". ")[0].rstrip(".") + "."
+        help_text += " Only with --json." if name == "output" else ""
         command = click.option(f"--{name.replace('_', '-')}", name, metavar="N", help=help_text)(command)
     return command
 

@@ -1,0 +1,37 @@
+"""The README's examples are true."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.stack import STOCKADE, Up
+
+pytestmark = pytest.mark.kernel
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_command_line_prints_what_the_readme_says(tmp_path: Path) -> None:
+    """The same verdict and status; where the kernel counted differs between cgroup v1 and v2."""
+    console = re.search(r"# (stockade run .*)\n(.*)\n.*\n# echo \$\?\n(\d+)", README)
+    assert console
+    command, verdict, status = console.groups()
+    argv = [STOCKADE, "run", "--state", tmp_path, *shlex.split(command)[2:]]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == int(status)
+    assert done.stderr.splitlines()[0] == verdict
+
+
+def test_the_job_of_the_readme_runs_and_leaves_its_artifact(up: Up) -> None:
+    """Compiled in one step, run in the next, and the output file is fetched."""
+    body = re.search(r"```json\n(.*?)```", README, re.DOTALL)
+    assert body
+    up.start()
+    with up.client() as client:
+        sent = client.post("/v1/jobs", json=json.loads(body[1])).raise_for_status().json()
+        job = Up.finished(client, sent["id"])
+        assert job["outcome"]["kind"] == "exited", job
+        assert client.get(f"/v1/jobs/{job['id']}/artifacts/answer").content == b"42"
