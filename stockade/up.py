@@ -148,7 +148,7 @@ class Stack:
             return False
 
     def start(self, signals: Signals) -> None:
-        """Start all in order and return when ``/readyz`` says yes; :class:`ChildDied` when one does not come."""
+        """Start all in order; return when ``/readyz`` says yes. :class:`ChildDied` when one does not come."""
         prepare(self.state)
         for member in self._members:
             member.child.start()
