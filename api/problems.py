@@ -20,6 +20,7 @@ from policies.model import Frozen
 from policies.violation import Violation, field_path, shown
 
 MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 100  # fields at fault in one answer; nobody reads more
 RETRY_AFTER = "1"  # seconds, sent with every 503
 
 log = structlog.get_logger(__name__)
@@ -53,7 +54,9 @@ class Problem(Frozen):
     title: str = Field(description="The same for people; one text for each `type`.")
     status: int = Field(description="The HTTP status code, repeated.")
     detail: str = Field(description="What is wrong with this very request, or with the service.")
-    errors: tuple[Violation, ...] = Field(default=(), description="One entry for every field at fault.")
+    errors: tuple[Violation, ...] = Field(
+        default=(), description=f"One entry for every field at fault, up to {MAX_ERRORS}."
+    )
     component: str | None = Field(
         default=None, description="With 503: the part of the service that cannot be reached, such as `redis`."
     )
@@ -145,11 +148,11 @@ def unavailable(component: str, detail: str) -> ProblemError:
 
 
 def invalid(errors: tuple[Violation, ...], kind: Kind = INVALID_REQUEST) -> ProblemError:
-    """A request with fields at fault: all of them, at once."""
+    """A request with fields at fault: all of them at once, up to `MAX_ERRORS`."""
     count = f"{len(errors)} field is" if len(errors) == 1 else f"{len(errors)} fields are"
     verb = "valid" if kind is INVALID_REQUEST else "allowed"
     named = ", ".join(error.field for error in errors[:5]) + (", ..." if len(errors) > 5 else "")
-    return ProblemError(kind, f"{count} not {verb}: {named}", errors=errors)
+    return ProblemError(kind, f"{count} not {verb}: {named}", errors=errors[:MAX_ERRORS])
 
 
 def install(app: FastAPI) -> None:

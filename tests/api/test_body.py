@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from api.body import BodyReader, parse
 from api.problems import ProblemError
 from api.services import max_body
 from policies.loader import load_policies
+from policies.policy import FILES_MAX, STEPS_MAX
 
 JSON = {"Content-Type": "application/json"}
 
@@ -202,3 +204,29 @@ def test_the_same_through_the_route(client: httpx.Client) -> None:
     answer = client.post("/v1/jobs", content='{"command": ["true"], "command": ["false"]}', headers=JSON)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "command"
+
+
+@pytest.mark.parametrize("mark", [b"[],", b"{},", b"1,", b'"",', b'{"a":1},', b"[", b'{"a":'])
+def test_a_flood_of_values_is_refused_before_it_is_parsed(mark: bytes) -> None:
+    """Megabytes of tiny values would be gigabytes of objects: they are counted first, in bounded memory."""
+    body = b"[" + mark * (8 * 2**20 // len(mark))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ProblemError) as refused:
+        parse(body)
+    assert "too many values" in refused.value.detail
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
+
+
+@pytest.mark.parametrize("text", ['a,"b",[c]\n' * 200_000, "\\" * 200_000, '"' * 200_000, ",[{" * 200_000])
+def test_text_that_looks_like_values_is_text(text: str) -> None:
+    """A file of comma-separated values, quotes and brackets is one value, however long."""
+    document = {"files": [{"path": "a", "text": text}, {"path": "b", "text": text}]}
+    assert parse(json.dumps(document).encode()) == document
+
+
+def test_as_many_files_as_any_policy_may_allow_are_parsed() -> None:
+    """The bound on values leaves room for the largest request there can be."""
+    files = [{"path": f"{n},[", "base64": "", "mode": "0644"} for n in range(FILES_MAX)]
+    steps = [{"argv": ["a"] * 64, "env": {"b": "c"}, "limits": {"pids": 1}}] * STEPS_MAX
+    document = {"files": files, "steps": steps}
+    assert parse(json.dumps(document).encode()) == document

@@ -241,11 +241,12 @@ def test_text_that_is_no_unicode_is_refused(client: httpx.Client, where: str) ->
 
 def test_a_million_files_are_refused_quickly(client: httpx.Client) -> None:
     """A list that is far too long costs a moment, not the service; and the answer is short."""
-    begun = time.monotonic()
-    answer = client.post("/v1/jobs", json={"command": ["a"], "files": [{}] * 1_000_000})
-    assert answer.status_code == 422
-    assert len(answer.content) < 100_000
-    assert time.monotonic() - begun < 10
+    for count in (1_000_000, 40_000):
+        begun = time.monotonic()
+        answer = client.post("/v1/jobs", json={"command": ["a"], "files": [{}] * count})
+        assert answer.status_code == 422
+        assert len(answer.content) < 100_000
+        assert time.monotonic() - begun < 10
 
 
 def test_secrets_and_long_values_are_not_echoed_whole(client: httpx.Client) -> None:
