@@ -17,8 +17,8 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from worker.sandbox import syscalls as sc
 from worker.sandbox import wire
@@ -186,9 +186,10 @@ def _candidates(
             yield pattern, True
     if not globs:
         return
-    match = re.compile("|".join(f"(?:{_regex(pattern)})" for pattern in globs)).fullmatch
+    wanted = [_segments(pattern) for pattern in globs]
     for path, kind in _walk(work, errors):
-        if match(path):
+        parts = path.split("/")
+        if any(_matches(parts, segments, None, _segment_matches) for segments in wanted):
             if kind == stat.S_IFREG:
                 yield path, False
             elif kind != stat.S_IFDIR:
@@ -221,24 +222,39 @@ def _walk(work: int, errors: list[dict[str, str]]) -> Iterator[tuple[str, int]]:
             os.close(fd)
 
 
-def _regex(pattern: str) -> str:
-    """A glob as a regular expression: ``*`` and ``?`` stay within a directory, ``**`` crosses them."""
-    out, position = "", 0
-    while position < len(pattern):
-        rest = pattern[position:]
-        bracket = re.match(r"\[(!?)([^]/]+)\]", rest)
-        if rest.startswith("**/"):
-            out, position = out + "(?:[^/]+/)*", position + 3
-        elif rest.startswith("**"):
-            out, position = out + ".*", position + 2
-        elif rest[0] == "*":
-            out, position = out + "[^/]*", position + 1
-        elif rest[0] == "?":
-            out, position = out + "[^/]", position + 1
-        elif bracket:
-            inner = bracket[2].replace("\\", "\\\\").replace("^", "\\^").replace("[", "\\[")
-            out += f"[{'^' if bracket[1] else ''}{inner}]"
-            position += bracket.end()
+def _segments(pattern: str) -> list[list[str] | None]:
+    """A glob as one entry per directory: its tokens, or ``None`` for ``**``, which crosses directories."""
+    return [None if part == "**" else re.findall(r"\[!?[^]]+\]|.", part, re.DOTALL) for part in pattern.split("/")]
+
+
+def _segment_matches(name: str, tokens: list[str]) -> bool:
+    return _matches(name, tokens, "*", _character_matches)
+
+
+def _character_matches(character: str, token: str) -> bool:
+    if len(token) == 1:
+        return token in ("?", character)
+    inside, negated = token[1:-1].removeprefix("!"), token[1] == "!"
+    found = any(
+        low <= character <= high for low, high in re.findall(r"(.)-(.)", inside, re.DOTALL)
+    ) or character in re.sub(r".-.", "", inside, flags=re.DOTALL)
+    return found != negated
+
+
+def _matches(items: Sequence[Any], pattern: Sequence[Any], star: Any, same: Callable[[Any, Any], bool]) -> bool:
+    """Wildcard match in at most len(items) x len(pattern) steps: on a mismatch only the last star is moved."""
+    at = position = 0
+    back = -1
+    resume = 0
+    while at < len(items):
+        if position < len(pattern) and pattern[position] == star:
+            back, resume = position, at
+            position += 1
+        elif position < len(pattern) and same(items[at], pattern[position]):
+            at, position = at + 1, position + 1
+        elif back >= 0:
+            resume += 1
+            at, position = resume, back + 1
         else:
-            out, position = out + re.escape(rest[0]), position + 1
-    return out
+            return False
+    return all(each == star for each in pattern[position:])

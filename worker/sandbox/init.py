@@ -47,6 +47,18 @@ _FILE_HEADER = struct.Struct("<HIQ")
 OOM_SCORE = b"500"
 
 
+def _device_of_pipes() -> int:
+    ends = os.pipe()
+    try:
+        return os.fstat(ends[0]).st_dev
+    finally:
+        wire.close_all(ends)
+
+
+PIPES = _device_of_pipes()
+"""``st_dev`` of anonymous pipes; a named FIFO of the host is never touched."""
+
+
 @dataclass(frozen=True, slots=True)
 class Birth:
     """What the two tasks inherit from the zygote: descriptors for one sandbox, and the filters by name."""
@@ -130,6 +142,10 @@ def _hand_over(order: dict[str, Any], packet: bytes, fds: list[int], to_job: soc
         os.chown("/work", owner, owner)
     if len(fds) > 3:
         _write_files(fds[3], owner)
+    for fd in fds[:3]:
+        # A pipe belongs to whoever made it; the job could not open /dev/stdout.
+        if os.fstat(fd).st_dev == PIPES:
+            os.fchown(fd, owner, owner)
     wire.send(to_job, packet, tuple(fds[:3]))
     wire.close_all(fds)
 
@@ -281,7 +297,7 @@ def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: so
     wire.close_all(stdio)
     for kind, value in order["rlimits"]:
         _step("rlimit", lambda kind=kind, value=value: resource.setrlimit(kind, (value, value)))
-    _step("userns", lambda: sc.unshare(sc.CLONE_NEWUSER))
+    _own_user_namespace(order["base"])
     wire.send(from_init, {"base": order["base"]})
     answer, _ = wire.receive(from_init)
     if answer is None:
@@ -293,13 +309,24 @@ def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: so
     user = order["user"]
     keep = frozenset(order["capabilities"])
     _step("bounding set", lambda: sc.limit_capabilities(keep))
-    _step("setgroups", lambda: os.setgroups([]))
     _step("setresgid", lambda: os.setresgid(user, user, user))
     _step("setresuid", lambda: os.setresuid(user, user, user))
     if user == 0:
         _step("capset", lambda: sc.set_capabilities(keep))
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     os.umask(0o022)
+
+
+def _own_user_namespace(base: int) -> None:
+    """unshare(CLONE_NEWUSER) as the first id of the range, not as root: the namespace's owner pays for what is
+    counted per user on the whole host (inotify instances, pending signals, message queues)."""
+    _step("setgroups", lambda: os.setgroups([]))
+    _step("setresgid", lambda: os.setresgid(base, base, base))
+    sc.prctl(sc.PR_SET_KEEPCAPS, 1)
+    _step("setresuid", lambda: os.setresuid(base, base, base))
+    # A host may keep user namespaces from those without CAP_SYS_ADMIN (Debian's unprivileged_userns_clone).
+    _step("capset", lambda: sc.set_capabilities(frozenset({sc.CAP_SYS_ADMIN})))
+    _step("userns", lambda: sc.unshare(sc.CLONE_NEWUSER))
 
 
 def _step(name: str, call: Callable[[], object]) -> None:
@@ -317,7 +344,7 @@ def _execute(order: dict[str, Any], birth: Birth, control: socket.socket) -> Non
     except OSError as problem:
         wire.send(control, {"s": "exec_errno", "errno": problem.errno, "subject": order["cwd"]})
         os._exit(127)
-    candidates = _candidates(order["argv"][0], env.get("PATH", ""))
+    number, candidates = _candidates(order["argv"][0], env.get("PATH", ""))
     argv = [each.encode("utf-8", "surrogateescape") for each in order["argv"]]
     environment = {
         key.encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
@@ -328,13 +355,11 @@ def _execute(order: dict[str, Any], birth: Birth, control: socket.socket) -> Non
     cpu = os.pread(birth.cpu, 1024, 0).decode()
     wire.send(control, {"s": "exec", "t": time.monotonic(), "cpu": cpu})
     sc.install_filter(birth.filters[order["syscalls"]])
-    number = errno.ENOENT
     for path in candidates:
         try:
             os.execve(path, argv, environment)
         except OSError as problem:
-            if problem.errno not in (errno.ENOENT, errno.ENOTDIR):
-                number = problem.errno or 0
+            number = problem.errno or 0
     wire.send(control, {"s": "exec_errno", "errno": number, "subject": order["argv"][0]})
     os._exit(127)
 
@@ -345,10 +370,17 @@ def _change_directory(path: str) -> None:
     os.close(fd)
 
 
-def _candidates(program: str, path: str) -> list[str]:
-    """Where the program may be: as execvp(3) looks, but never below /proc (CVE-2019-5736)."""
-    if "/" in program:
-        found = [program]
-    else:
-        found = [f"{directory or '.'}/{program}" for directory in path.split(":")]
-    return [each for each in found if not os.path.realpath(each).startswith("/proc/")]
+def _candidates(program: str, path: str) -> tuple[int, list[str]]:
+    """Where the program is: as execvp(3) looks, but not through a link of /proc to what only a descriptor
+    holds (CVE-2019-5736). Also the errno to tell when none of them can be executed."""
+    searched = "/" not in program
+    places = [f"{directory or '.'}/{program}" for directory in path.split(":")] if searched else [program]
+    number, found = errno.ENOENT, []
+    for place in places:
+        try:
+            os.close(sc.openat2(sc.AT_FDCWD, place, os.O_PATH, sc.RESOLVE_NO_MAGICLINKS))
+            found.append(place)
+        except OSError as problem:
+            if not searched or problem.errno not in (errno.ENOENT, errno.ENOTDIR):
+                number = problem.errno or 0
+    return number, found

@@ -215,8 +215,9 @@ class Launcher:
             session.close()
 
     def close(self) -> None:
-        """Throw away what was prepared."""
+        """Throw away what was prepared, and end the zygote."""
         self._pool.close()
+        self.host.zygote.close()
 
 
 def log(event: str, **fields: object) -> None:

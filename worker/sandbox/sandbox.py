@@ -183,13 +183,13 @@ class Sandbox:
                 facts.ended, facts.status = message["t"], message["status"]
             case "failed":
                 message.pop("s")
-                facts.failed = facts.failed or message
+                # After our kill the two tasks may still trip over each other's end.
+                facts.failed = facts.failed or (message if self.kill_sent is None else None)
 
     def read_oom(self) -> None:
-        """v1: the kernel killed one process at the memory limit; the step dies as a whole, as on v2."""
+        """v1: the kernel is about to kill one process at the memory limit; the step dies as a whole, as on v2."""
         os.eventfd_read(self.leaf.oom)
-        if self.leaf.oom_kills():
-            self.kill("memory")
+        self.kill("memory")
 
     def tick(self, now: float) -> bool:
         """Enforce what time enforces; True when the sandbox is stuck and given up."""
@@ -227,8 +227,8 @@ class Sandbox:
         assert plan is not None and room is not None
         if facts.failed:
             return facts.failed
-        if facts.begun is None and facts.exec_errno is None and facts.killed is None:
-            return SandboxError("init", 0, "died before the job was started").as_message()
+        if facts.status is None and facts.killed is None:
+            return SandboxError("init", 0, "died while it had a job").as_message()
         usage = self.leaf.usage()
         ended = facts.ended or time.monotonic()
         disk, inodes, free, free_inodes = room.workspace.used()
@@ -268,6 +268,8 @@ class Sandbox:
         if kills:
             facts.killed = facts.killed or "memory"
             add("memory", kills, driver.oom_source)
+        elif facts.killed == "memory":
+            add("memory", usage["memory"], "memory.max_usage_in_bytes")
         if usage["cpu_time"] >= limits.cpu_time:
             facts.killed = facts.killed or "cpu_time"
             add("cpu_time", usage["cpu_time"], driver.cpu_source)

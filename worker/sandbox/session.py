@@ -25,6 +25,7 @@ class Session:
         self.room: Room | None = None
         self._plan: plan.Plan | None = None
         self._fds: list[int] = []
+        self._doomed: str | None = None
         self._step, self._gone, self._quarantine = 0, False, False
         launcher.watch(connection.fileno(), self._on_message)
 
@@ -55,8 +56,12 @@ class Session:
                 self._run(message, fds)
             case "kill":
                 reason = message.get("reason")
-                if self._sandbox and reason in ("output", "cancelled"):
+                if reason not in ("output", "cancelled"):
+                    raise SandboxError("message", subject=f"reason {reason!r}", hint="output or cancelled")
+                if self._sandbox:
                     self._sandbox.kill(reason)
+                elif self._fds:
+                    self._doomed = reason
             case "collect":
                 self._collect(message)
             case other:
@@ -77,6 +82,8 @@ class Session:
         """A sandbox is there for the step that was asked for."""
         wanted, fds, step = self._plan, self._fds, self._step
         assert wanted is not None
+        if self._gone:
+            self._doomed = "cancelled"
         self._sandbox, self._fds, self._step = box, [], step + 1
         try:
             if box.room is None:
@@ -84,17 +91,23 @@ class Session:
                 box.build(self.room, step)
             self.room = box.room
             box.start(wanted, step, fds)
+            if self._doomed:
+                box.kill(self._doomed)
         except SandboxError as problem:
             box.facts.failed = problem.as_message()
             box.kill(None)
         finally:
+            self._doomed = None
             wire.close_all(fds)
 
     def on_no_sandbox(self, problem: SandboxError) -> None:
         """There will be none."""
         wire.close_all(self._fds)
-        self._fds = []
-        self._refuse(problem)
+        self._fds, self._doomed = [], None
+        if self._gone:
+            self._release()
+        else:
+            self._refuse(problem)
 
     def _must_be_idle(self) -> None:
         if self._sandbox or self._child or self._fds:
@@ -122,6 +135,8 @@ class Session:
     def _start_child(self, owner: int, keep: socket.socket | None, work: Any) -> None:
         assert self.room is not None
         self._child = confined.fork(self.room.workspace.directory, owner, keep, work)
+        # One thing at a time: what the peer says next waits, and so does the news that it is gone.
+        self._launcher.unwatch(self._connection.fileno())
         self._launcher.watch(self._child[1], self._on_child)
 
     def _on_child(self) -> None:
@@ -134,7 +149,9 @@ class Session:
         answer, self._answer = self._answer, None
         if self._gone:
             self._release()
-        elif ended is None or ended.si_code != os.CLD_EXITED or ended.si_status:
+            return
+        self._launcher.watch(self._connection.fileno(), self._on_message)
+        if ended is None or ended.si_code != os.CLD_EXITED or ended.si_status:
             self._refuse(SandboxError("collect" if answer is None else "clean", subject="workspace"))
         elif answer is not None:
             self._send(answer)
@@ -179,13 +196,14 @@ class Session:
         if self._gone:
             return
         self._gone = True
-        self._launcher.unwatch(self._connection.fileno())
+        if self._child:
+            signal.pidfd_send_signal(self._child[1], signal.SIGKILL)
+        else:
+            self._launcher.unwatch(self._connection.fileno())
         self._connection.close()
         if self._sandbox:
             self._sandbox.kill("cancelled")
-        elif self._child:
-            signal.pidfd_send_signal(self._child[1], signal.SIGKILL)
-        else:
+        elif not self._child and not self._fds:
             self._release()
 
     def close(self) -> None:
@@ -193,7 +211,6 @@ class Session:
         self._leave()
 
     def _release(self) -> None:
-        wire.close_all(self._fds)
         if self.room:
             self._launcher.drop_room(self.room, self._quarantine)
         self._launcher.forget(self)

@@ -14,8 +14,8 @@ from worker.sandbox import syscalls as sc
 from worker.sandbox.mounts import SAFE
 from worker.sandbox.plan import StepLimits
 
-# The directories that we make ourselves for one step are not the job's: root, work, upper, overlay's two, shm.
-_OWN_INODES = 6
+# What we and overlayfs make for one step is not the job's: root, work, upper, shm and overlay's work directories.
+_OWN_INODES = 7
 
 
 class Depot:

@@ -40,6 +40,12 @@ class Zygote:
             fds.append(leaf.birth)
         wire.send(self.socket, head, tuple(fds))
 
+    def close(self) -> None:
+        """Let it end, and wait for that."""
+        self.socket.close()
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        os.close(self.pidfd)
+
     def answer(self) -> int:
         """The pidfd of the oldest init that was asked for; ``OSError`` when it could not be made."""
         message, fds = wire.receive(self.socket)
