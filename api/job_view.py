@@ -31,11 +31,16 @@ class JobView(Frozen):
         description="The files that matched `outputs` and were not collected."
     )
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end."""
+        return self.state is JobState.FINISHED
 
-def render(job: Job) -> str:
-    """The JSON of a job as a `JobView`."""
+
+def view(job: Job) -> JobView:
+    """The job as its owner sees it. It does not hold on to the job's files, which may be many megabytes."""
     result = job.result
-    view = JobView.model_construct(
+    return JobView.model_construct(
         id=job.id,
         state=job.state,
         attempt=job.attempt,
@@ -48,4 +53,3 @@ def render(job: Job) -> str:
         artifacts=result.artifacts if result else (),
         artifact_errors=result.artifact_errors if result else (),
     )
-    return view.model_dump_json()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from api.auth import Caller
 from api.body import parse
 from api.documentation import json_body
-from api.job_view import JobView, render
+from api.job_view import JobView, view
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -110,9 +110,9 @@ async def submit_job(request: Request, caller: Caller, wait: Wait = 0) -> Respon
         job = await to_thread.run_sync(accept, services, body, caller, limiter=limiter)
         del body
     if wait:
-        job = await _wait(request, services, job, wait, since) or job
+        job = await _wait(request, caller, job, wait, since) or job
     return Response(
-        render(job), 201, headers={"Location": f"/v1/jobs/{job.id}"}, media_type="application/json"
+        job.model_dump_json(), 201, headers={"Location": f"/v1/jobs/{job.id}"}, media_type="application/json"
     )
 
 
@@ -131,11 +131,11 @@ async def get_job(request: Request, caller: Caller, job_id: JobId, wait: Wait = 
     """
     services = services_of(request)
     since = services.finished.mark()
-    found = await to_thread.run_sync(find, services, job_id, caller)
-    job = await _wait(request, services, found, wait, since) if wait else found
+    found = await to_thread.run_sync(look, services, job_id, caller)
+    job = await _wait(request, caller, found, wait, since) if found and wait else found
     if job is None:
         raise _no_job()
-    return Response(render(job), media_type="application/json")
+    return Response(job.model_dump_json(), media_type="application/json")
 
 
 @router.post(
@@ -154,7 +154,7 @@ def cancel_job(request: Request, caller: Caller, job_id: JobId) -> Response:
     job = services_of(request).store.cancel(job_id, caller.id) if _JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise _no_job()
-    return Response(render(job), media_type="application/json")
+    return Response(view(job).model_dump_json(), media_type="application/json")
 
 
 def find(services: Services, job_id: str, caller: Tenant) -> Job:
@@ -163,13 +163,23 @@ def find(services: Services, job_id: str, caller: Tenant) -> Job:
     Raises:
         ProblemError: 404; the job of another tenant does not exist either.
     """
-    job = services.store.get(job_id, caller.id) if _JOB_ID.fullmatch(job_id) else None
+    job = _stored(services, job_id, caller)
     if job is None:
         raise _no_job()
     return job
 
 
-def accept(services: Services, body: bytes, caller: Tenant) -> Job:
+def look(services: Services, job_id: str, caller: Tenant) -> JobView | None:
+    """The caller's job as the caller sees it; None when there is none."""
+    job = _stored(services, job_id, caller)
+    return None if job is None else view(job)
+
+
+def _stored(services: Services, job_id: str, caller: Tenant) -> Job | None:
+    return services.store.get(job_id, caller.id) if _JOB_ID.fullmatch(job_id) else None
+
+
+def accept(services: Services, body: bytes, caller: Tenant) -> JobView:
     """Store the job that `body` asks for, and let a worker know.
 
     Raises:
@@ -181,7 +191,7 @@ def accept(services: Services, body: bytes, caller: Tenant) -> Job:
         services.queue.publish(job.id, FIRST_ATTEMPT)
     except OperationalError as error:  # the job is stored, so it is accepted: the reaper publishes it again
         log.warning("publish_failed", job=job.id, reason=str(error))
-    return job
+    return view(job)
 
 
 def read_spec(body: bytes) -> JobSpec:
@@ -210,11 +220,13 @@ def admission(services: Services, spec: JobSpec) -> Admission:
         raise invalid(error.violations, NOT_ADMITTED) from None
 
 
-async def _wait(request: Request, services: Services, job: Job, seconds: float, since: int) -> Job | None:
-    async def look() -> Job | None:
-        return await to_thread.run_sync(services.store.get, job.id, job.tenant)
+async def _wait(request: Request, caller: Tenant, job: JobView, seconds: float, since: int) -> JobView | None:
+    services = services_of(request)
 
-    return await services.finished.until_finished(job, seconds, since, look, request.is_disconnected)
+    async def again() -> JobView | None:
+        return await to_thread.run_sync(look, services, job.id, caller)
+
+    return await services.finished.until_finished(job, seconds, since, again, request.is_disconnected)
 
 
 def _no_job() -> Exception:

@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from jobs.job import Job
+from api.job_view import JobView
 from jobs.store import FINISHED_CHANNEL
 
 RECHECK = 5.0  # seconds between two looks into the store without news
@@ -56,12 +56,12 @@ class FinishedJobs:
 
     async def until_finished(
         self,
-        job: Job,
+        job: JobView,
         seconds: float,
         since: int,
-        look: Callable[[], Awaitable[Job | None]],
+        look: Callable[[], Awaitable[JobView | None]],
         gone: Callable[[], Awaitable[bool]],
-    ) -> Job | None:
+    ) -> JobView | None:
         """The job once it has finished, or as it is after `seconds`; None when it has been deleted.
 
         Redis may go away and come back meanwhile; the latest state seen is returned when it does not.
@@ -75,7 +75,7 @@ class FinishedJobs:
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + seconds
-        latest: Job | None = job
+        latest: JobView | None = job
         while latest is not None and not latest.finished and not self._closed:
             left = deadline - clock()
             if left <= 0 or (left < seconds and await gone()):

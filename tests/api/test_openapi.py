@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -85,6 +86,13 @@ ADDRESSES = [
 ]
 
 
+def slowly() -> Iterator[bytes]:
+    """A body that takes its time."""
+    yield b" "
+    time.sleep(0.5)
+    yield b" "
+
+
 def fail(error: Exception) -> Callable[..., NoReturn]:
     """A function that raises this."""
 
@@ -132,8 +140,8 @@ def provoke_refusals(client: httpx.Client, served: Any, monkeypatch: pytest.Monk
     client.post("/v1/jobs", content="{}", headers={"Content-Type": "text/plain"})
     monkeypatch.setattr(served.services.bodies, "_max_body", 10)
     client.post("/v1/jobs", content=" " * 11, headers=JSON)
-    monkeypatch.setattr(served.services.bodies, "_body_time", 0.0)
-    client.post("/v1/jobs", content=" " * 9, headers=JSON)
+    monkeypatch.setattr(served.services.bodies, "_body_time", 0.05)
+    client.post("/v1/jobs", content=slowly(), headers=JSON)
 
 
 def provoke_failures(client: httpx.Client, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ import httpx
 import pytest
 import redis
 
+from api.job_view import JobView, view
 from api.waiting import FinishedJobs
 from jobs import tenants
-from jobs.job import Job, JobResult
+from jobs.job import JobResult
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -25,9 +26,9 @@ SPEC = JobSpec(command={"argv": ("true",)})  # type: ignore[arg-type]
 PROMPT = 2.0  # seconds within which news must have come, on a busy machine; the recheck is after 60
 
 
-def make_job(store: Store) -> Job:
+def make_job(store: Store) -> JobView:
     """A stored job."""
-    return store.create(SPEC, admit(SPEC, load_policies()["default"]), "tenant_1")
+    return view(store.create(SPEC, admit(SPEC, load_policies()["default"]), "tenant_1"))
 
 
 @asynccontextmanager
@@ -48,11 +49,12 @@ async def stay() -> bool:
     return False
 
 
-def looking(store: Store, job: Job) -> Callable[[], Awaitable[Job | None]]:
+def looking(store: Store, job: JobView) -> Callable[[], Awaitable[JobView | None]]:
     """Looks the job up."""
 
-    async def look() -> Job | None:
-        return await asyncio.to_thread(store.get, job.id)
+    async def look() -> JobView | None:
+        found = await asyncio.to_thread(store.get, job.id)
+        return view(found) if found else None
 
     return look
 
