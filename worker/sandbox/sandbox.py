@@ -31,6 +31,7 @@ STUCK_SECONDS = 5.0
 
 KERNEL = platform.release()
 _MIN_CPU_CHECK = 0.005
+_OOM_SECONDS, _OOM_CHECK = 0.5, 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Sandbox:
         self.pidfd = -1
         self.deadline = self.next_cpu_check = float("inf")
         self.kill_sent: float | None = None
+        self._oom_check = self._oom_until = float("inf")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         wire.prepare(self.control)
         self.control.setblocking(False)
@@ -146,7 +148,7 @@ class Sandbox:
         self.facts.killed = self.facts.killed or reason
         self.kill_sent = time.monotonic()
         self.deadline = self.kill_sent + STUCK_SECONDS * self._host.slowdown
-        self.next_cpu_check = float("inf")
+        self.next_cpu_check = self._oom_check = float("inf")
         try:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
@@ -187,14 +189,24 @@ class Sandbox:
                 facts.failed = facts.failed or (message if self.kill_sent is None else None)
 
     def read_oom(self) -> None:
-        """v1: the kernel is about to kill one process at the memory limit; the step dies as a whole, as on v2."""
+        """v1: one process is about to be killed at the memory limit; the step dies as a whole, as on v2.
+
+        The event comes before the kill: `tick` looks for the kill, which is the evidence, for a moment.
+        """
         os.eventfd_read(self.leaf.oom)
-        self.kill("memory")
+        if self._oom_check == float("inf") and self.kill_sent is None:
+            self._oom_check = time.monotonic()
+            self._oom_until = self._oom_check + _OOM_SECONDS
 
     def tick(self, now: float) -> bool:
         """Enforce what time enforces; True when the sandbox is stuck and given up."""
         if self.kill_sent is not None:
             return now >= self.deadline
+        if now >= self._oom_check:
+            if self.leaf.oom_kills() or now >= self._oom_until:
+                self.kill("memory")
+                return False
+            self._oom_check = now + _OOM_CHECK
         if now >= self.deadline:
             if self.facts.begun is None:
                 self.facts.failed = SandboxError("setup", 0, f"not ready in {SETUP_SECONDS} s").as_message()
@@ -212,7 +224,7 @@ class Sandbox:
     @property
     def wake(self) -> float:
         """When ``tick`` is due."""
-        return min(self.deadline, self.next_cpu_check)
+        return min(self.deadline, self.next_cpu_check, self._oom_check)
 
     # --- the end
 
