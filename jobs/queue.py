@@ -40,6 +40,7 @@ def celery_app(settings: Settings) -> Celery:
         broker_pool_limit=64,
         broker_transport_options={
             "global_keyprefix": PREFIX,
+            "priority_steps": [0],
             "visibility_timeout": VISIBILITY_TIMEOUT,
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
