@@ -7,7 +7,6 @@ mounts, filters and identities changed there go with that child.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import json
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from worker.sandbox import syscalls
+
 PATIENCE = 60.0
 """Seconds until a trial is killed: far above what the slowest (emulated) machine needs."""
 
@@ -28,29 +29,14 @@ FIRST_ID = 2_000_000_000
 ID_COUNT = 65536
 
 NAMESPACES = {
-    "mnt": 0x00020000,
-    "cgroup": 0x02000000,
-    "uts": 0x04000000,
-    "ipc": 0x08000000,
-    "user": 0x10000000,
-    "pid": 0x20000000,
-    "net": 0x40000000,
+    "mnt": syscalls.CLONE_NEWNS,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+    "uts": syscalls.CLONE_NEWUTS,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "pid": syscalls.CLONE_NEWPID,
+    "net": syscalls.CLONE_NEWNET,
 }
-"""CLONE_NEW* of <linux/sched.h> by the name under /proc/PID/ns."""
-
-_MS_REC_PRIVATE = 0x4000 | 0x40000
-_OPEN_TREE = 428
-_MOUNT_SETATTR = 442
-_OPEN_TREE_CLONE = 1
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
-_MOUNT_ATTR_IDMAP = 0x00100000
-_PR_SET_NO_NEW_PRIVS = 38
-_PR_SET_SECCOMP = 22
-_SECCOMP_MODE_FILTER = 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+"""What a sandbox is made of besides its user namespace, by the name under /proc/PID/ns."""
 
 
 class Impossible(Exception):
@@ -103,43 +89,21 @@ def _hear(reading: int, child: int) -> str:
     return str(report["seen"])
 
 
-def _check(result: int, subject: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), subject)
-    return result
-
-
-def _call(subject: str, number: int, *arguments: object) -> int:
-    return _check(_libc.syscall(ctypes.c_long(number), *arguments), subject)
-
-
-def _unshare(flags: int) -> None:
-    _check(_libc.unshare(flags), "unshare")
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int = 0, options: str = "") -> None:
-    result = _libc.mount(
-        source.encode(),
-        target.encode(),
-        kind.encode() if kind else None,
-        ctypes.c_ulong(flags),
-        options.encode() or None,
-    )
-    _check(result, f"mount {kind} {target}")
-
-
-def _private_mounts() -> None:
-    _unshare(NAMESPACES["mnt"])
-    _mount("none", "/", None, _MS_REC_PRIVATE)
+@contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """Name the call in an ``OSError`` that comes out of it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, what) from None
 
 
 def namespaces() -> str:
     """Make every namespace that a sandbox has except the user namespace, and bring loopback up inside."""
-    flags = sum(flag for name, flag in NAMESPACES.items() if name != "user")
     before = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
-    _unshare(flags)
-    for name in set(NAMESPACES) - {"user", "pid"}:
+    with _doing("unshare"):
+        syscalls.unshare(sum(NAMESPACES.values()))
+    for name in set(NAMESPACES) - {"pid"}:
         if os.readlink(f"/proc/self/ns/{name}") == before[name]:
             raise Impossible(f"unshare succeeded but the {name} namespace is still the old one")
     init = os.fork()
@@ -166,7 +130,7 @@ def _user_namespace() -> Iterator[int]:
     if holder == 0:
         os.close(end_writing)
         try:
-            _unshare(NAMESPACES["user"])
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
             os.write(ready_writing, b"+")
             os.read(end_reading, 1)
         finally:
@@ -194,7 +158,7 @@ def user_namespace() -> str:
         inside = os.fork()
         if inside == 0:
             try:
-                _check(_libc.setns(namespace, NAMESPACES["user"]), "setns")
+                syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
                 os.setresgid(0, 0, 0)
                 os.setresuid(0, 0, 0)
                 os._exit(0 if os.getuid() == 0 else 1)
@@ -208,25 +172,11 @@ def user_namespace() -> str:
 def idmapped(directory: Path) -> str:
     """Make an idmapped copy of the mount that holds ``directory`` and see its owner through it."""
     owner = directory.stat().st_uid
-    tree = _call(
-        f"open_tree {directory}",
-        _OPEN_TREE,
-        _AT_FDCWD,
-        os.fsencode(directory),
-        _OPEN_TREE_CLONE | os.O_CLOEXEC,
-    )
+    with _doing(f"open_tree {directory}"):
+        tree = syscalls.clone_mount(str(directory))
     try:
-        with _user_namespace() as namespace:
-            attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, namespace)
-            _call(
-                f"mount_setattr {directory}",
-                _MOUNT_SETATTR,
-                tree,
-                b"",
-                _AT_EMPTY_PATH,
-                attributes,
-                ctypes.c_size_t(len(attributes)),
-            )
+        with _user_namespace() as namespace, _doing(f"mount_setattr {directory}"):
+            syscalls.set_mount_attributes(tree, 0, namespace)
         seen = os.fstat(tree).st_uid
     finally:
         os.close(tree)
@@ -237,14 +187,17 @@ def idmapped(directory: Path) -> str:
 
 def overlay() -> str:
     """Mount an overlay with an upper of bounded bytes and inodes, and run into both bounds."""
-    _private_mounts()
-    _mount("stockade-doctor", "/tmp", "tmpfs", 0, "size=1m,nr_inodes=32,mode=700")
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+    with _doing("mount tmpfs"):
+        syscalls.mount("stockade-doctor", "/tmp", "tmpfs", 0, "size=1m,nr_inodes=32,mode=700")
     for name in ("lower", "upper", "work", "merged"):
         os.mkdir(f"/tmp/{name}")
     Path("/tmp/lower/file").write_text("lower")
     options = "lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=nofollow,metacopy=off,index=off"
     os.chdir("/tmp")
-    _mount("overlay", "/tmp/merged", "overlay", 0, options)
+    with _doing("mount overlay"):
+        syscalls.mount("overlay", "/tmp/merged", "overlay", 0, options)
     Path("/tmp/merged/file").write_text("upper")
     if Path("/tmp/lower/file").read_text() != "lower":
         raise Impossible("a write through the overlay reached the lower directory")
@@ -275,16 +228,10 @@ def seccomp() -> str:
         (give_back, 0, 0, errno_base | refusal),
         (give_back, 0, 0, allow),
     ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in instructions))
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(instructions), ctypes.addressof(code)))
-    zero = ctypes.c_ulong(0)
-    _check(
-        _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), zero, zero, zero), "prctl PR_SET_NO_NEW_PRIVS"
-    )
-    _check(
-        _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), program, zero, zero),
-        "seccomp filter",
-    )
+    with _doing("prctl PR_SET_NO_NEW_PRIVS"):
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    with _doing("seccomp"):
+        syscalls.install_filter(b"".join(struct.pack("=HBBI", *one) for one in instructions))
     try:
         os.uname()
     except OSError as error:
