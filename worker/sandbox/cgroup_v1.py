@@ -13,6 +13,7 @@ import time
 from worker.sandbox import cgroups
 from worker.sandbox.cgroups import keyed, kill_all, number, read, write
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.plan import StepLimits
 
 CONTROLLERS = frozenset({"cpu", "cpuacct", "memory", "pids", "blkio"})
 PERIOD = 100_000
@@ -44,7 +45,7 @@ class CgroupV1:
         self._by_controller = {controller: opened[base] for controller, base in bases.items()}
         self.sweep()
 
-    def create(self, name: str) -> LeafV1:
+    def create(self, name: str) -> cgroups.Leaf:
         """Make one leaf in each hierarchy; an existing one is an error, never taken over."""
         made: list[int] = []
         try:
@@ -54,7 +55,7 @@ class CgroupV1:
             return LeafV1(name, self._parents, self._by_controller)
         except OSError as problem:
             for parent in made:
-                _rmdir(name, parent)
+                cgroups.remove(name, parent)
             raise SandboxError("cgroup", problem.errno or 0, f"mkdir {self._name}/{name}") from problem
 
     def sweep(self) -> int:
@@ -64,7 +65,7 @@ class CgroupV1:
             names = [entry.name for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
             for name in names:
                 deadline = time.monotonic() + 5
-                while not _rmdir(name, parent) and time.monotonic() < deadline:
+                while not cgroups.remove(name, parent) and time.monotonic() < deadline:
                     kill_all(f"{name}/cgroup.procs", parent)
                     time.sleep(0.01)
             count = max(count, len(names))
@@ -73,7 +74,7 @@ class CgroupV1:
     def remove(self) -> None:
         """Remove the parent; it stays when a stuck leaf is still in it."""
         for base in self._outer.values():
-            _rmdir(self._name, base)
+            cgroups.remove(self._name, base)
         for fd in (*self._parents, *self._outer.values()):
             os.close(fd)
 
@@ -95,7 +96,7 @@ class LeafV1:
             self.join = tuple(opened("cgroup.procs", os.O_WRONLY, parent) for parent in parents)
             self.cpu = opened("cpuacct.usage", os.O_RDWR, self._in["cpuacct"])
             peak = opened("memory.max_usage_in_bytes", os.O_WRONLY, self._in["memory"])
-            self.reset = (self.cpu, peak)
+            self.reset: tuple[int, ...] = (self.cpu, peak)
             self.oom = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             stack.callback(os.close, self.oom)
             control = os.open(
@@ -107,7 +108,7 @@ class LeafV1:
                 os.close(control)
             stack.pop_all()
 
-    def set_limits(self, limits: cgroups.Limits) -> None:
+    def set_limits(self, limits: StepLimits) -> None:
         """memory.limit_in_bytes and memsw (swap off), pids.max, cpu.cfs_quota_us."""
         memory = self._in["memory"]
         write(f"{self.name}/memory.limit_in_bytes", str(limits.memory), memory)
@@ -160,17 +161,8 @@ class LeafV1:
 
     def remove(self) -> bool:
         """rmdir in each hierarchy; False while tasks are in one."""
-        return all([_rmdir(self.name, parent) for parent in self._parents])
-
-
-def _rmdir(name: str, parent: int) -> bool:
-    try:
-        os.rmdir(name, dir_fd=parent)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+        left = [parent for parent in self._parents if not cgroups.remove(self.name, parent)]
+        return not left
 
 
 def _io(text: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import time
 from worker.sandbox import cgroups
 from worker.sandbox.cgroups import keyed, number, read, write
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.plan import StepLimits
 
 CONTROLLERS = frozenset({"cpu", "memory", "pids"})
 OPTIONAL = frozenset({"io"})
@@ -48,7 +49,7 @@ class CgroupV2:
             os.mkdir(supervisor, 0o755)
         write(os.path.join(supervisor, "cgroup.procs"), "0")
 
-    def create(self, name: str) -> LeafV2:
+    def create(self, name: str) -> cgroups.Leaf:
         """Make one leaf; an existing one of that name is an error, never taken over."""
         try:
             os.mkdir(name, 0o755, dir_fd=self._parent)
@@ -62,13 +63,13 @@ class CgroupV2:
         for name in names:
             write(f"{name}/cgroup.kill", "1", self._parent)
             deadline = time.monotonic() + 5
-            while not _rmdir(name, self._parent) and time.monotonic() < deadline:
+            while not cgroups.remove(name, self._parent) and time.monotonic() < deadline:
                 time.sleep(0.01)
         return len(names)
 
     def remove(self) -> None:
         """Remove the parent; it stays when a stuck leaf is still in it."""
-        _rmdir(self._name, self._parent_of_parent)
+        cgroups.remove(self._name, self._parent_of_parent)
         os.close(self._parent)
         os.close(self._parent_of_parent)
 
@@ -90,7 +91,7 @@ class LeafV2:
             self.reset = (os.open("memory.peak", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.birth),)
         self._baseline: dict[str, int] = {}
 
-    def set_limits(self, limits: cgroups.Limits) -> None:
+    def set_limits(self, limits: StepLimits) -> None:
         """memory.max, memory.swap.max, memory.oom.group, pids.max, cpu.max."""
         write("memory.max", str(limits.memory), self.birth)
         if _exists("memory.swap.max", self.birth):
@@ -140,7 +141,7 @@ class LeafV2:
 
     def remove(self) -> bool:
         """cgroup.kill, then rmdir; False while it is populated."""
-        if _rmdir(self.name, self._parent):
+        if cgroups.remove(self.name, self._parent):
             return True
         with contextlib.suppress(SandboxError):
             write(f"{self.name}/cgroup.kill", "1", self._parent)
@@ -149,16 +150,6 @@ class LeafV2:
 
 def _exists(name: str, directory: int) -> bool:
     return os.access(name, os.F_OK, dir_fd=directory)
-
-
-def _rmdir(name: str, parent: int) -> bool:
-    try:
-        os.rmdir(name, dir_fd=parent)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _io(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.plan import StepLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Leaf(Protocol):
     oom: int
     """An eventfd(2) that counts OOM events (v1), or -1 where the kernel kills the whole cgroup itself (v2)."""
 
-    def set_limits(self, limits: Limits) -> None:
+    def set_limits(self, limits: StepLimits) -> None:
         """Write every limit; ``SandboxError`` when one can't be."""
 
     def set_baseline(self, text: str) -> None:
@@ -59,14 +60,6 @@ class Leaf(Protocol):
 
     def remove(self) -> bool:
         """Remove the cgroup; False while tasks are still in it."""
-
-
-class Limits(Protocol):
-    """The caps that are written to a cgroup."""
-
-    cpus: float
-    memory: int
-    pids: int
 
 
 class Driver(Protocol):
@@ -192,6 +185,17 @@ def number(text: str) -> int | None:
     """A single-valued file as a number; ``None`` when absent or ``max``."""
     text = text.strip()
     return int(text) if text.isdigit() else None
+
+
+def remove(name: str, parent: int) -> bool:
+    """rmdir of a cgroup; False while it can't be removed (EBUSY: there are tasks in it)."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def kill_all(procs: str, parent: int) -> None:

@@ -52,7 +52,9 @@ class Session:
         """For poll(2): readable when ``receive`` has an answer."""
         return self._socket.fileno()
 
-    def run(self, plan: dict[str, Any], stdin: int, stdout: int, stderr: int, files: int | None = None) -> None:
+    def run(
+        self, plan: dict[str, Any], stdin: int, stdout: int, stderr: int, files: int | None = None
+    ) -> None:
         """Ask for one step; the answer comes by ``receive``. The descriptors stay the caller's."""
         fds = (stdin, stdout, stderr) if files is None else (stdin, stdout, stderr, files)
         try:
@@ -96,13 +98,17 @@ class Session:
         try:
             wire.send(self._socket, packet, fds)
         except OSError as problem:
-            raise SandboxError("launcher", problem.errno or 0, "connection", "the launcher is gone") from problem
+            raise SandboxError(
+                "launcher", problem.errno or 0, "connection", "the launcher is gone"
+            ) from problem
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
             message, fds = wire.receive(self._socket)
         except OSError as problem:
-            raise SandboxError("launcher", problem.errno or 0, "connection", "the launcher is gone") from problem
+            raise SandboxError(
+                "launcher", problem.errno or 0, "connection", "the launcher is gone"
+            ) from problem
         if message is None:
             raise SandboxError("launcher", 0, "connection", "the launcher is gone")
         return message, fds

@@ -212,7 +212,9 @@ def _walk(work: int, errors: list[dict[str, str]]) -> Iterator[tuple[str, int]]:
             for name in sorted(os.listdir(fd)):
                 seen += 1
                 if seen > MAX_ENTRIES or time.monotonic() > deadline:
-                    raise _Full(f"the workspace has more than {MAX_ENTRIES} entries or takes too long to search")
+                    raise _Full(
+                        f"the workspace has more than {MAX_ENTRIES} entries or takes too long to search"
+                    )
                 path = name if parent == "." else f"{parent}/{name}"
                 kind = stat.S_IFMT(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
                 if kind == stat.S_IFDIR and path.count("/") < MAX_DEPTH:
@@ -224,7 +226,9 @@ def _walk(work: int, errors: list[dict[str, str]]) -> Iterator[tuple[str, int]]:
 
 def _segments(pattern: str) -> list[list[str] | None]:
     """A glob as one entry per directory: its tokens, or ``None`` for ``**``, which crosses directories."""
-    return [None if part == "**" else re.findall(r"\[!?[^]]+\]|.", part, re.DOTALL) for part in pattern.split("/")]
+    return [
+        None if part == "**" else re.findall(r"\[!?[^]]+\]|.", part, re.DOTALL) for part in pattern.split("/")
+    ]
 
 
 def _segment_matches(name: str, tokens: list[str]) -> bool:
@@ -241,7 +245,9 @@ def _character_matches(character: str, token: str) -> bool:
     return found != negated
 
 
-def _matches(items: Sequence[Any], pattern: Sequence[Any], star: Any, same: Callable[[Any, Any], bool]) -> bool:
+def _matches(
+    items: Sequence[Any], pattern: Sequence[Any], star: Any, same: Callable[[Any, Any], bool]
+) -> bool:
     """Wildcard match in at most len(items) x len(pattern) steps: on a mismatch only the last star is moved."""
     at = position = 0
     back = -1

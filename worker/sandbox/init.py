@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import gc
+import functools
 import os
 import resource
 import signal
@@ -38,9 +38,7 @@ from worker.sandbox import mounts, plan, wire
 from worker.sandbox import syscalls as sc
 from worker.sandbox.errors import SandboxError
 
-NAMESPACES = (
-    sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
-)
+NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
 NEW_ROOT, STAGE = "/newroot", "stage"
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 _FILE_HEADER = struct.Struct("<HIQ")
@@ -296,7 +294,7 @@ def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: so
         os.dup2(fd, target)
     wire.close_all(stdio)
     for kind, value in order["rlimits"]:
-        _step("rlimit", lambda kind=kind, value=value: resource.setrlimit(kind, (value, value)))
+        _step("rlimit", functools.partial(resource.setrlimit, kind, (value, value)))
     _own_user_namespace(order["base"])
     wire.send(from_init, {"base": order["base"]})
     answer, _ = wire.receive(from_init)

@@ -30,6 +30,7 @@ from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import SLOTS, IdRange
 from worker.sandbox.plan import Ceilings
 from worker.sandbox.pool import Pool
+from worker.sandbox.rootfs import Rootfs
 from worker.sandbox.sandbox import Host, Room, Sandbox
 from worker.sandbox.session import Session
 from worker.sandbox.workspace import Depot, Workspace
@@ -42,7 +43,7 @@ PROFILES = Path(__file__).parents[2] / "policies" / "syscalls"
 class Launcher:
     """The poll loop and what all sessions share."""
 
-    def __init__(self, shared: Host, images: dict[str, host.Rootfs], number: host.Number, prepared: int) -> None:
+    def __init__(self, shared: Host, images: dict[str, Rootfs], number: host.Number, prepared: int) -> None:
         self.host, self.images, self.ceilings = shared, images, Ceilings()
         self.depot = Depot(shared.host_proc)
         self._number = number
@@ -222,7 +223,8 @@ class Launcher:
 
 def log(event: str, **fields: object) -> None:
     """One JSON line on standard error."""
-    print(json.dumps({"event": event, **fields}), file=sys.stderr, flush=True)
+    sys.stderr.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stderr.flush()
 
 
 def _arguments() -> argparse.Namespace:
@@ -231,7 +233,9 @@ def _arguments() -> argparse.Namespace:
     peers.add_argument("--socket", help="path of the Unix socket to listen on")
     peers.add_argument("--connection", type=int, help="descriptor of a connected socket: serve it, then exit")
     parser.add_argument("--group", help="group whose members may connect; without it only root may")
-    parser.add_argument("--state", required=True, help="directory for images, on a file system with idmapped mounts")
+    parser.add_argument(
+        "--state", required=True, help="directory for images, on a file system with idmapped mounts"
+    )
     parser.add_argument("--image-host", choices=("on", "off"), default="on", help="the built-in image `host`")
     parser.add_argument("--prepared", type=int, default=4, help="sandboxes to keep ready")
     parser.add_argument("--slowdown", type=float, default=1.0, help="factor on our own time-outs")

@@ -177,7 +177,9 @@ class _Made:
         """A detached mount for the operation."""
         match operation:
             case Overlay():
-                fd = sc.new_mount("overlay", _overlay_options(operation), SAFE if operation.upper else READ_ONLY)
+                fd = sc.new_mount(
+                    "overlay", _overlay_options(operation), SAFE if operation.upper else READ_ONLY
+                )
             case Bind():
                 fd = sc.clone_mount(operation.source)
                 sc.set_mount_attributes(fd, operation.attributes)

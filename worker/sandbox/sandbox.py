@@ -178,7 +178,9 @@ class Sandbox:
                 if self.kill_sent is None:
                     limits = self.plan.limits
                     self.deadline = message["t"] + limits.wall_time
-                    self.next_cpu_check = message["t"] + limits.cpu_time / min(limits.cpus, os.cpu_count() or 1)
+                    self.next_cpu_check = message["t"] + limits.cpu_time / min(
+                        limits.cpus, os.cpu_count() or 1
+                    )
             case "exec_errno":
                 facts.exec_errno = message["errno"]
             case "exit":

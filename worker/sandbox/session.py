@@ -14,6 +14,7 @@ from worker.sandbox.sandbox import Room, Sandbox
 if TYPE_CHECKING:
     from worker.sandbox.launcher import Launcher
 
+
 class Session:
     """States: idle, a sandbox running, or a confined child (collect, clean) at work."""
 
@@ -46,7 +47,9 @@ class Session:
         except SandboxError as problem:
             self._refuse(problem)
         except OSError as problem:
-            self._refuse(SandboxError(str(message.get("op")), problem.errno or 0, str(problem.filename or "")))
+            self._refuse(
+                SandboxError(str(message.get("op")), problem.errno or 0, str(problem.filename or ""))
+            )
         finally:
             wire.close_all(fds)
 
@@ -71,7 +74,9 @@ class Session:
         launcher = self._launcher
         self._must_be_idle()
         if len(fds) not in (3, 4) or (len(fds) == 4 and self._step):
-            raise SandboxError("message", subject="descriptors", hint="stdin, stdout, stderr; files with step 0")
+            raise SandboxError(
+                "message", subject="descriptors", hint="stdin, stdout, stderr; files with step 0"
+            )
         wanted = plan.parse(message, launcher.ceilings, launcher.host.programs, launcher.images)
         if self.room is None and wanted.keep:
             self.room = launcher.make_room(wanted.image, keep=True)
@@ -124,7 +129,9 @@ class Session:
             or self.room is None
             or self._plan is None
         ):
-            raise SandboxError("message", subject="collect", hint="patterns, max_files, max_bytes, after a run")
+            raise SandboxError(
+                "message", subject="collect", hint="patterns, max_files, max_bytes, after a run"
+            )
         owner, connection = self.room.ids.base + self._plan.user, self._connection
         self._start_child(
             owner, connection, lambda: confined.collect(connection, tuple(patterns), files, size)

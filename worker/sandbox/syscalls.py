@@ -14,6 +14,7 @@ import platform
 import struct
 from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
+from typing import cast
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -63,9 +64,12 @@ def _check(result: int, _function: object, _arguments: object) -> int:
 
 def _libcall(name: str, *types: type, result: type = c_int) -> Callable[..., int]:
     """A library function with its types; a result of -1 raises ``OSError``."""
-    function = _libc[name]  # not an attribute: each look-up by item is an object of its own, with its own types
-    function.argtypes, function.restype, function.errcheck = types, result, _check
-    return function
+    function = _libc[
+        name
+    ]  # not an attribute: each look-up by item is an object of its own, with its own types
+    function.argtypes, function.restype = types, result
+    function.errcheck = _check  # type: ignore[assignment]
+    return cast(Callable[..., int], function)
 
 
 def _syscall(number: int, *types: type) -> Callable[..., int]:

@@ -41,7 +41,7 @@ class Workspace:
     """The tmpfs of one job. ``directory`` is the descriptor of its root."""
 
     def __init__(self, depot: Depot, name: str, keep: bool) -> None:
-        """``keep``: it will be mounted more than once. Before ``resize`` there is room for our own set-up only."""
+        """``keep``: it will be mounted more than once. Until ``resize`` there is room for our set-up only."""
         self._depot, self._path, self._kept = depot, f"/jobs/{name}", keep
         options = {"size": "64k", "nr_inodes": "64", "mode": "0755"}
         self._mount = sc.new_mount("tmpfs", dict(options), SAFE)

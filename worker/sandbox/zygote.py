@@ -1,8 +1,8 @@
 """The process that sandboxes are forked from; the launcher itself never forks for a job.
 
-After a fork every page that parent or child writes is copied once more, and an interpreter writes to hundreds of
-them (reference counts). The zygote does next to nothing between two forks, so hardly any of its pages is copied;
-and what a child inherits is only what the launcher sent along for it: no descriptor of another job.
+After a fork every page that parent or child writes is copied once more, and an interpreter writes to hundreds
+of them (reference counts). The zygote does next to nothing between two forks, so hardly any of its pages is
+copied; and what a child inherits is only what the launcher sent along for it: no descriptor of another job.
 
 The children are made with CLONE_PARENT: their parent is the launcher, which waits for them.
 """
@@ -77,10 +77,13 @@ def _serve(sock: socket.socket, programs: dict[str, bytes], host_proc: int) -> N
         _fork(sock, message, fds, programs, host_proc)
 
 
-def _fork(sock: socket.socket, message: dict[str, Any], fds: list[int], programs: Any, host_proc: int) -> None:
+def _fork(
+    sock: socket.socket, message: dict[str, Any], fds: list[int], programs: Any, host_proc: int
+) -> None:
     joins, resets = message["join"], message["reset"]
     control, cpu, *rest = fds
-    number, answer = 0, ()
+    number = 0
+    answer: tuple[int, ...] = ()
     try:
         pid, pidfd = sc.clone3(init.NAMESPACES | sc.CLONE_PARENT, exit_signal=0, pidfd=True)
         if pid == 0:
