@@ -119,6 +119,10 @@ class LeafV1:
         quota = max(1000, round(limits.cpus * PERIOD))
         write(f"{self.name}/cpu.cfs_quota_us", str(quota), self._in["cpu"])
 
+    def lift_quota(self) -> None:
+        """cpu.cfs_quota_us = -1, for processes that are only left to die."""
+        write(f"{self.name}/cpu.cfs_quota_us", "-1", self._in["cpu"])
+
     def set_baseline(self, text: str) -> None:
         """Nothing to keep: ``cpuacct.usage`` was set to zero just before execve."""
 

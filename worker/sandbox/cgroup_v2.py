@@ -100,6 +100,10 @@ class LeafV2:
         write("pids.max", str(limits.pids), self.birth)
         write("cpu.max", f"{max(1000, round(limits.cpus * PERIOD))} {PERIOD}", self.birth)
 
+    def lift_quota(self) -> None:
+        """cpu.max = max, for processes that are only left to die."""
+        write("cpu.max", "max", self.birth)
+
     def set_baseline(self, text: str) -> None:
         """``cpu.stat`` as it was just before execve."""
         self._baseline = keyed(text)

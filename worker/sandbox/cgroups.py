@@ -43,6 +43,9 @@ class Leaf(Protocol):
     def set_limits(self, limits: StepLimits) -> None:
         """Write every limit; ``SandboxError`` when one can't be."""
 
+    def lift_quota(self) -> None:
+        """Let killed processes die at full speed: under a small CPU quota that alone can take seconds."""
+
     def set_baseline(self, text: str) -> None:
         """What ``cpu`` read just before execve: set-up that is not charged to the job."""
 

@@ -1,8 +1,8 @@
 """Work on a job's files after its processes are dead, each in a short-lived child locked into the workspace.
 
 ``collect`` finds output files and hands them over as descriptors; ``clean`` removes what a step left outside of
-the workspace directory. Both run chrooted into the job's tmpfs, without network and with next to no privilege; nothing of the
-job runs beside them, so what they see holds still.
+the workspace directory. Both run chrooted into the job's tmpfs, without network and with next to no privilege;
+nothing of the job runs beside them, so what they see holds still.
 """
 
 from __future__ import annotations

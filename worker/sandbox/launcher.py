@@ -36,7 +36,7 @@ from worker.sandbox.session import Session
 from worker.sandbox.workspace import Depot, Workspace
 from worker.sandbox.zygote import Zygote
 
-_MANY_INODES = 5000
+_MANY_INODES, _STUCK_CHECK = 5000, 0.2
 PROFILES = Path(__file__).parents[2] / "policies" / "syscalls"
 
 
@@ -87,6 +87,8 @@ class Launcher:
 
     def _timeout(self) -> float:
         wake = min((box.wake for box in self._running), default=float("inf"))
+        if self._stuck:
+            wake = min(wake, time.monotonic() + _STUCK_CHECK)
         return -1 if wake == float("inf") else max(0.0, wake - time.monotonic())
 
     def _tick(self) -> None:
@@ -94,6 +96,8 @@ class Launcher:
         for box in [box for box in self._running if box.wake <= now]:
             if box.tick(now):
                 self._end(box, stuck=True)
+        if self._stuck:
+            self._stuck = [box for box in self._stuck if not box.leaf.remove()]
 
     # --- sandboxes
 
@@ -129,8 +133,6 @@ class Launcher:
             self.unwatch(fd)
         if not box.close():
             self._stuck.append(box)
-        if self._stuck:
-            self._stuck = [each for each in self._stuck if not each.leaf.remove()]
 
     # --- rooms
 

@@ -6,6 +6,7 @@ A sandbox is never used twice.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -149,10 +150,10 @@ class Sandbox:
         self.kill_sent = time.monotonic()
         self.deadline = self.kill_sent + STUCK_SECONDS * self._host.slowdown
         self.next_cpu_check = self._oom_check = float("inf")
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        with contextlib.suppress(SandboxError):
+            self.leaf.lift_quota()
 
     # --- events
 
