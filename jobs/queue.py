@@ -5,8 +5,6 @@ Delivery is at least once and in the order of publication; that an attempt runs 
 nor a failed `Queue.publish` loses a job.
 """
 
-from typing import Any
-
 from celery import Celery
 
 from jobs import broker
@@ -90,6 +88,13 @@ class Queue:
 
 
 def publish(app: Celery, job_id: str, attempt: int) -> None:
-    """Send the message for one attempt over a given Celery application (see `Queue.publish`)."""
-    options: dict[str, Any] = {"task_id": f"{job_id}/{attempt}", "queue": NAME, "ignore_result": True}
-    app.send_task(broker.TASK, (job_id, attempt), **options)
+    """Send the message for one attempt over a given Celery application (see `Queue.publish`).
+
+    The message is that of Celery's protocol 2 without what is optional; `Celery.send_task` takes twice the time
+    to fill that in.
+    """
+    headers = {"lang": "py", "task": broker.TASK, "id": f"{job_id}/{attempt}"}
+    with app.producer_pool.acquire(block=True) as producer:
+        producer.publish(
+            [[job_id, attempt], {}, {}], exchange="", routing_key=NAME, serializer="json", headers=headers
+        )
