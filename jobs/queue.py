@@ -6,6 +6,8 @@ nor a failed `Queue.publish` loses a job.
 """
 
 from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from jobs import broker
 from jobs.settings import Settings
@@ -40,6 +42,7 @@ def celery_app(settings: Settings) -> Celery:
             "global_keyprefix": PREFIX,
             "priority_steps": [0],
             "visibility_timeout": VISIBILITY_TIMEOUT,
+            "connect_retries_timeout": 1,
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -94,7 +97,10 @@ def publish(app: Celery, job_id: str, attempt: int) -> None:
     to fill that in.
     """
     headers = {"lang": "py", "task": broker.TASK, "id": f"{job_id}/{attempt}"}
-    with app.producer_pool.acquire(block=True) as producer:
-        producer.publish(
-            [[job_id, attempt], {}, {}], exchange="", routing_key=NAME, serializer="json", headers=headers
-        )
+    try:
+        with app.producer_pool.acquire(block=True) as producer:
+            producer.publish(
+                [[job_id, attempt], {}, {}], exchange="", routing_key=NAME, serializer="json", headers=headers
+            )
+    except RedisError as error:
+        raise OperationalError(str(error)) from error

@@ -2,9 +2,11 @@
 
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
+from kombu.exceptions import OperationalError
 from redis import Redis
 
 from jobs import broker, queue
@@ -125,3 +127,13 @@ def test_nothing_but_json_and_no_remote_control() -> None:
     assert conf.task_ignore_result is True
     assert conf.task_acks_late is True
     assert conf.worker_prefetch_multiplier == 1
+
+
+def test_publishing_without_redis_fails_soon_and_by_one_name() -> None:
+    """A Redis that is not there is one kind of error, within seconds, whether or not it was there before."""
+    sender = queue.Queue(Settings(redis="unix:///nonexistent/valkey.sock"))
+    begun = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(OperationalError):
+            sender.publish("job_1", 1)
+    assert time.monotonic() - begun < 8
