@@ -2,7 +2,7 @@
 # PID 1 of the test machine: makes the scene that systemd makes on a Debian host, runs pytest,
 # leaves its exit status and JUnit report on the second disk and switches the machine off.
 # Messages and the tests' output go to the second serial line, which lane.py prints.
-# $prefix (where the second disk is mounted), $slowdown and $CI come from the kernel command line.
+# $prefix (where the second disk is mounted), $slowdown, $seconds and $CI come from the kernel command line.
 set -u
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 results=$prefix/results
@@ -32,7 +32,9 @@ tests() {
         echo "$BASHPID" >/sys/fs/cgroup/session.slice/cgroup.procs
         export PREFIX=$prefix STOCKADE_VM=1
         export STOCKADE_TEST_SLOWDOWN=$slowdown PYTHONDONTWRITEBYTECODE=1
-        exec setsid "$prefix/venv/bin/python" -m pytest -v -o console_output_style=classic -p no:cacheprovider \
+        # Interrupted in time, pytest still says what failed until then.
+        exec setsid timeout --signal=INT --kill-after=30 "$seconds" \
+            "$prefix/venv/bin/python" -m pytest -v --durations=25 -o console_output_style=classic -p no:cacheprovider \
             -o faulthandler_timeout=600 --junitxml="$results/junit.xml" "${arguments[@]}"
     ) </dev/null
 }

@@ -20,15 +20,19 @@ import image
 
 SLOWDOWN = 15
 SILENCE = 60.0  # seconds after which a line says that the machine is still running
+RESERVE = 90.0  # seconds of the time-out that the guest has to start, to report and to stop
+INTERRUPTED = 124  # what timeout(1) in the guest says of tests that it ended
 DIED, TIMED_OUT, UNPREPARED = 70, 71, 72  # exit statuses; pytest's own end at 5
 
 
-def qemu_command(machine: image.Machine, product: Path, console: Path, prefix: Path) -> list[str]:
+def qemu_command(
+    machine: image.Machine, product: Path, console: Path, prefix: Path, timeout: float
+) -> list[str]:
     """QEMU with both disks; the root disk is shared by runs, so what is written to it is thrown away."""
     cpus = min(os.cpu_count() or 1, 4)
     line = (
         "console=ttyS0 loglevel=5 cgroup_no_v1=all panic=-1 oops=panic mitigations=off"
-        f" prefix={prefix} slowdown={SLOWDOWN} CI={os.environ.get('CI', '')}"
+        f" prefix={prefix} slowdown={SLOWDOWN} seconds={max(1, timeout - RESERVE):.0f} CI={os.environ.get('CI', '')}"
     )
     return [
         "qemu-system-x86_64",
@@ -75,9 +79,12 @@ def verdict(results: Path, console: Path, in_time: bool, timeout: float) -> int:
     """The exit status: pytest's, or one that says how the machine failed."""
     status = results / "status"
     text = status.read_text().strip() if status.exists() else ""
-    if in_time and text.isdigit():
+    if in_time and text.isdigit() and int(text) != INTERRUPTED:
         image.say(f"report: {results / 'junit.xml'}")
         return int(text)
+    if in_time and text:
+        image.say(f"FAILED: the tests were interrupted after {timeout - RESERVE:.0f} s")
+        return TIMED_OUT
     said = console.read_text(errors="replace") if console.exists() else "no kernel was started\n"
     sys.stdout.write("".join(said.splitlines(keepends=True)[-40:]))
     image.say("FAILED: " + ("the guest died" if in_time else f"not done after {timeout:.0f} s"))
@@ -88,7 +95,7 @@ def main(arguments: list[str]) -> int:
     """Prepare, boot, report."""
     prefix = Path(os.environ.get("PREFIX", "/opt/stockade"))
     series = os.environ.get("STOCKADE_VM_KERNEL", "6.1")
-    timeout = float(os.environ.get("STOCKADE_VM_TIMEOUT", "1200"))
+    timeout = float(os.environ.get("STOCKADE_VM_TIMEOUT", "2400"))
     cache = prefix / "vm"
     results = cache / "results"
     if series not in image.META_PACKAGES:
@@ -103,7 +110,7 @@ def main(arguments: list[str]) -> int:
             console.unlink(missing_ok=True)
             image.product_disk(product, prefix, arguments or ["-m", "kernel"])
             image.say(f"booting {machine.root.parent.name}, at most {timeout:.0f} s")
-            in_time = boot(qemu_command(machine, product, console, prefix), timeout)
+            in_time = boot(qemu_command(machine, product, console, prefix, timeout), timeout)
             image.read_from_disk(product, ("status", "junit.xml"), results)
         finally:
             product.unlink(missing_ok=True)
