@@ -8,8 +8,6 @@ COPY api /src/api
 COPY worker /src/worker
 COPY stockade /src/stockade
 RUN /src/scripts/setup --no-dev \
-    && install -d -m 0750 -o root -g stockade /run/stockade \
-    && install -d -m 0755 /var/lib/stockade \
     && install -d -m 0700 /var/lib/stockade/launcher \
     && rm -rf /src /root/.cache /var/lib/apt/lists/*
 WORKDIR /
