@@ -151,6 +151,7 @@ def plan_of(step: Planned, image: str, policy: Policy) -> dict[str, Any]:
 
 
 def result_of(step: Planned, ended: Ended) -> StepResult:
+    """How the step went, from the launcher's report and what was captured."""
     report, limits = ended.report, step.admitted.limits
     passed = output_passed(limits.output, ended.stdout, ended.stderr)
     kill = step.asked.on_output_limit == "kill"
