@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 FIRST_JOB_UID = 1_000_000
 SHMEM_TOLERANCE = 48 << 20
@@ -127,6 +128,21 @@ def digest(paths: list[Path]) -> str:
     for path in sorted(paths):
         total.update(str(path).encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
+
+
+def identity(path: Path) -> tuple[Any, ...]:
+    """All of a file that an attack could change: mode, owner, size, times, content."""
+    about = path.lstat()
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return (
+        about.st_mode,
+        about.st_uid,
+        about.st_gid,
+        about.st_size,
+        about.st_mtime_ns,
+        about.st_ctime_ns,
+        content,
+    )
 
 
 def shmem() -> int:

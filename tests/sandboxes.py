@@ -106,6 +106,15 @@ class Ran:
         assert self.ended["teardown"] == "clean", detail
         return self
 
+    def assert_killed(self, reason: str) -> None:
+        """The step was stopped for ``reason``, cleanly, and the evidence says so."""
+        assert self.ended.get("op") == "ended", self.ended
+        assert self.ended["killed"] == reason, (self.ended, self.stderr[-2000:])
+        assert self.ended["teardown"] == "clean"
+        (fact,) = self.evidence(reason)
+        assert fact["observed"]
+        assert fact["where"]
+
 
 def sealed(content: bytes) -> int:
     """A read-only descriptor of a sealed memory file, as the worker makes for standard input."""

@@ -1,10 +1,14 @@
 """One launcher for all attacks, and the host census around each of them."""
 
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.sandboxes import Launcher
+from tests import census
+from tests.sandboxes import Launcher, secret
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,17 @@ def _host_census(request: pytest.FixtureRequest) -> None:
     """Every test here is taken between two counts, also one that asks for the launcher alone."""
     if request.node.get_closest_marker("kernel"):
         request.getfixturevalue("sandbox")
+
+
+@pytest.fixture
+def sentinel() -> Iterator[Path]:
+    """A directory of the host with one file; the test fails when anything of them changed."""
+    directory = Path("/var/tmp") / secret()
+    directory.mkdir(mode=0o755)
+    file = directory / "precious"
+    file.write_text("precious")
+    before = [census.identity(path) for path in (directory, file)]
+    yield directory
+    assert [census.identity(path) for path in (directory, file)] == before
+    assert sorted(os.listdir(directory)) == ["precious"]
+    shutil.rmtree(directory)

@@ -1,6 +1,6 @@
 """Group G: what comes out of a job: bytes exactly, files safely, all of it bounded.
 
-Numbers after "case" are those of the list of hostile cases that the project keeps.
+Numbers after "case" are those of the table in this directory's README.md.
 """
 
 import contextlib
