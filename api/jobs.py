@@ -196,11 +196,19 @@ def accept(services: Services, body: bytes, caller: Tenant) -> JobView:
 
 def read_spec(body: bytes) -> JobSpec:
     """The job that a request body asks for, of valid shape."""
-    parse(body)  # refuses what has more than one meaning; pydantic then reads the bytes by the rules of JSON
+    document = parse(body)  # refuses what has more than one meaning; pydantic then reads the bytes, strictly
     try:
         return JobSpec.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(violations(error)) from None
+        raise invalid(tuple(_as_written(found, document) for found in violations(error))) from None
+
+
+def _as_written(found: Violation, document: object) -> Violation:
+    """The violation in the caller's notation: `command` may be given as its `argv` alone."""
+    short = isinstance(document, dict) and isinstance(document.get("command"), list)
+    if not short or not found.field.startswith("command.argv"):
+        return found
+    return found.model_copy(update={"field": "command" + found.field.removeprefix("command.argv")})
 
 
 def admission(services: Services, spec: JobSpec) -> Admission:

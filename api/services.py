@@ -1,8 +1,7 @@
 """What the routes work with: one set for each application, made when it starts and closed when it ends."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -48,23 +47,19 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     redis = connect(settings)
     queue = Queue(settings)
     finished = FinishedJobs(settings.redis_py)
-    listening = asyncio.create_task(finished.run())
     try:
-        yield Services(
-            settings=settings,
-            policies=policies,
-            store=Store(redis),
-            queue=queue,
-            authenticator=Authenticator(redis),
-            bodies=BodyReader(max_body(policies)),
-            finished=finished,
-            large_bodies=CapacityLimiter(1),
-        )
+        async with finished.listening():
+            yield Services(
+                settings=settings,
+                policies=policies,
+                store=Store(redis),
+                queue=queue,
+                authenticator=Authenticator(redis),
+                bodies=BodyReader(max_body(policies)),
+                finished=finished,
+                large_bodies=CapacityLimiter(1),
+            )
     finally:
-        finished.close()
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
         queue.close()
         redis.close()
 

@@ -11,8 +11,8 @@ job's announcement ends at once.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 from redis.asyncio import Redis
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class FinishedJobs:
-    """Which jobs have just finished. Belongs to one event loop, in which `run` is a task."""
+    """Which jobs have just finished. Belongs to the event loop in which it is `listening`."""
 
     def __init__(self, address: str, *, recheck: float = RECHECK) -> None:
         """`address`: a URL as redis-py takes it."""
@@ -103,8 +103,19 @@ class FinishedJobs:
             if not waiters and self._waiters.get(job_id) is waiters:
                 del self._waiters[job_id]
 
-    async def run(self) -> None:
-        """Keep the subscription for ever, whatever becomes of Redis. Ends by being cancelled."""
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Keep the subscription as long as the block runs, whatever becomes of Redis; then end every wait."""
+        task = asyncio.create_task(self._listen())
+        try:
+            yield
+        finally:
+            self.close()
+            while not task.done():  # again: before Python 3.12 wait_for may lose a cancellation, gh-86296
+                task.cancel()
+                await asyncio.wait({task}, timeout=0.05)
+
+    async def _listen(self) -> None:
         pause = RECONNECT_FIRST
         while True:
             try:

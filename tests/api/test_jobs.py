@@ -173,6 +173,8 @@ WRONG: list[tuple[str, Any, list[str]]] = [
     ("empty argv", {"steps": [{"argv": []}]}, ["steps[0].argv"]),
     ("no argv", {"steps": [{}]}, ["steps[0].argv"]),
     ("NUL in argv", {"steps": [{"argv": ["a", "b\0"]}]}, ["steps[0].argv[1]"]),
+    ("number in a short command", {"command": ["a", 1]}, ["command[1]"]),
+    ("empty short command", {"command": []}, ["command"]),
     ("number in argv", {"steps": [{"argv": ["a", 1]}]}, ["steps[0].argv[1]"]),
     ("NUL in env", {"steps": [STEP | {"env": {"A": "\0"}}]}, ["steps[0].env.A"]),
     ("text as limit", {"steps": [STEP | {"limits": {"memory": "1e9"}}]}, ["steps[0].limits.memory"]),

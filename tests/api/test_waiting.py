@@ -35,13 +35,10 @@ def make_job(store: Store) -> JobView:
 async def subscription(address: str, recheck: float = 60.0) -> AsyncIterator[FinishedJobs]:
     """A running subscription."""
     finished = FinishedJobs(address, recheck=recheck)
-    task = asyncio.create_task(finished.run())
-    while not finished.subscribed:
-        await asyncio.sleep(0.005)
-    try:
+    async with finished.listening():
+        while not finished.subscribed:
+            await asyncio.sleep(0.005)
         yield finished
-    finally:
-        task.cancel()
 
 
 async def stay() -> bool:
@@ -171,6 +168,21 @@ def test_closing_lets_everybody_go(redis_url: str, store: Store) -> None:
             assert await asyncio.wait_for(wait, PROMPT) is not None
 
     asyncio.run(run())
+
+
+def test_the_subscription_ends_whatever_it_is_doing(redis_url: str) -> None:
+    """Stopped at any moment of connecting and subscribing, it ends at once and leaves no task behind."""
+
+    async def run() -> None:
+        for step in range(40):
+            finished = FinishedJobs(redis_url)
+            async with finished.listening():
+                await asyncio.sleep(step * 0.0001)
+            assert len(asyncio.all_tasks()) == 1
+
+    begun = time.monotonic()
+    asyncio.run(run())
+    assert time.monotonic() - begun < 20
 
 
 def test_a_lost_subscription_comes_back_and_wakes_everybody(
