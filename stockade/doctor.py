@@ -53,12 +53,12 @@ class Finding:
     fix: str = ""
 
 
-def tried(name: str, trial: Callable[[], str], fix: str, *, otherwise: Status = Status.FAIL) -> Finding:
-    """A finding from :func:`stockade.trials.attempt`; ``otherwise`` is its status when the trial fails."""
+def tried(name: str, trial: Callable[[], str], fix: str) -> Finding:
+    """A finding from :func:`stockade.trials.attempt`; a trial that fails is a failure with this fix."""
     try:
         return Finding(name, Status.OK, trials.attempt(trial))
     except trials.Impossible as reason:
-        return Finding(name, otherwise, str(reason), fix)
+        return Finding(name, Status.FAIL, str(reason), fix)
 
 
 def privileges() -> Finding:
@@ -87,6 +87,7 @@ def isolation(state: Path) -> Iterator[Finding]:
         "use a kernel with CONFIG_NAMESPACES and all of *_NS; in a container run it with --privileged",
     )
     yield tried("user_namespace", trials.user_namespace, "sysctl -w user.max_user_namespaces=15000")
+    yield tried("kill_all", trials.kill_all, "use a kernel with CONFIG_PID_NS")
     yield tried("overlay", trials.overlay, "modprobe overlay  (CONFIG_OVERLAY_FS and CONFIG_TMPFS)")
     place = next(path for path in (state, *state.parents) if path.is_dir())
     yield tried(
@@ -94,41 +95,33 @@ def isolation(state: Path) -> Iterator[Finding]:
         partial(trials.idmapped, place),
         f"put the state directory on ext4, xfs or btrfs (tmpfs from 6.3) with --state, instead of {place}",
     )
-    yield tried(
-        "idmapped_host_image",
-        partial(trials.idmapped, Path("/usr")),
-        "keep /usr on ext4, xfs or btrfs; without it the image `host` cannot be shown, other images can",
-        otherwise=Status.WARN,
-    )
     yield tried("seccomp", trials.seccomp, "use a kernel with CONFIG_SECCOMP_FILTER")
 
 
-def cgroups(hierarchies: cgroup_trials.Hierarchies) -> Iterator[Finding]:
+def control_groups(hierarchies: cgroup_trials.Hierarchies) -> Iterator[Finding]:
     """The cgroup version, each controller that a sandbox needs, and each limit really run into."""
     layout = hierarchies.version
     if layout == "v1" and hierarchies.unified:
         layout = f"v1 for limits, v2 at {hierarchies.unified} beside it (hybrid)"
-    if not hierarchies.roots:
+    if not hierarchies.mounts and not hierarchies.unified:
         fix = "mount -t cgroup2 none /sys/fs/cgroup  (kernel with CONFIG_CGROUPS)"
         yield Finding("cgroup", Status.FAIL, "no cgroup hierarchy is mounted", fix)
         return
     yield Finding("cgroup", Status.OK, layout)
     for name in hierarchies.needed:
         yield _controller(hierarchies, name)
-    limits: tuple[tuple[str, Callable[[cgroup_trials.Hierarchies], str], str], ...] = (
-        ("memory_limit", cgroup_trials.memory_limit, "boot with cgroup_enable=memory swapaccount=1"),
-        ("pids_limit", cgroup_trials.pids_limit, "use a kernel with CONFIG_CGROUP_PIDS"),
-        ("cpu_limit", cgroup_trials.cpu_limit, "use a kernel with CONFIG_CFS_BANDWIDTH"),
-        ("group_kill", cgroup_trials.group_kill, "boot a kernel of 5.14 or later, or mount the v1 freezer"),
-    )
-    for name, trial, fix in limits:
-        yield tried(name, partial(trial, hierarchies), fix)
+    if hierarchies.missing:
+        return
+    memory = "boot with cgroup_enable=memory swapaccount=1"
+    yield tried("memory_limit", cgroup_trials.memory_limit, memory)
+    yield tried("pids_limit", cgroup_trials.pids_limit, "use a kernel with CONFIG_CGROUP_PIDS")
+    yield tried("cpu_limit", cgroup_trials.cpu_limit, "use a kernel with CONFIG_CFS_BANDWIDTH")
 
 
 def _controller(hierarchies: cgroup_trials.Hierarchies, name: str) -> Finding:
     title = f"cgroup_{name}"
-    if name in hierarchies.roots:
-        return Finding(title, Status.OK, str(hierarchies.roots[name]))
+    if name in hierarchies.mounts:
+        return Finding(title, Status.OK, hierarchies.mounts[name])
     if hierarchies.version == "v2":
         return Finding(title, Status.FAIL, "not in cgroup.controllers", f"boot with cgroup_enable={name}")
     where = f"/sys/fs/cgroup/{name}"
@@ -137,7 +130,7 @@ def _controller(hierarchies: cgroup_trials.Hierarchies, name: str) -> Finding:
 
 
 def core_pattern(pattern: str | None = None) -> Finding:
-    """A piped core_pattern runs a host program as root for each crash of a job; RLIMIT_CORE 0 lets it."""
+    """A piped core_pattern runs a host program as root; jobs are kept from it, other users' programs not."""
     if pattern is None:
         pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
     if pattern.startswith(("|", "@")):
@@ -253,7 +246,7 @@ def launcher(path: Path) -> Finding:
     """Run one real program through a running launcher."""
     from worker.sandbox.client import Session
 
-    fix = f"start it: stockade-launcher (or `stockade up`), and see that this user may open {path}"
+    fix = f"stockade up, or python -m worker.sandbox.launcher --socket {path} --state DIRECTORY, as root"
     plan = {
         "image": "host", "argv": ["/bin/true"], "env": {}, "cwd": "/work", "user": 0, "hostname": "doctor",
         "syscalls": "default", "capabilities": [],
@@ -302,7 +295,7 @@ def examine(state: Path, redis_url: str | None, launcher_path: Path | None) -> I
     yield kernel()
     if root.status is Status.OK:
         yield from isolation(state)
-        yield from cgroups(cgroup_trials.find_hierarchies())
+        yield from control_groups(cgroup_trials.find_hierarchies())
     yield core_pattern()
     yield open_files()
     yield state_directory(state)

@@ -185,6 +185,27 @@ def idmapped(directory: Path) -> str:
     return f"{directory}: owner {owner} shows as {seen} through an idmapped mount"
 
 
+def kill_all() -> str:
+    """Kill the first process of a PID namespace: a stopped process in it must be gone at once."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    init, _ = syscalls.clone3(syscalls.CLONE_NEWPID)
+    if init == 0:
+        if os.fork() == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os.waitpid(-1, os.WUNTRACED)
+        os.write(writing, b"+")
+        signal.pause()
+    os.close(writing)
+    os.read(reading, 1)
+    os.kill(init, signal.SIGKILL)
+    os.waitpid(init, 0)
+    # The kernel reaps the others before init itself, and only they still hold the pipe open.
+    ready, _, _ = select.select([reading], [], [], PATIENCE)
+    if not ready or os.read(reading, 1):
+        raise Impossible("a process of the namespace outlived its init")
+    return "a stopped process was gone with the init of its PID namespace"
+
+
 def overlay() -> str:
     """Mount an overlay with an upper of bounded bytes and inodes, and run into both bounds."""
     syscalls.unshare(syscalls.CLONE_NEWNS)

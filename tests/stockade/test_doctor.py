@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from stockade import cgroup_trials, doctor, trials
 from stockade.doctor import Finding, Status
+from tests.sandboxes import Launcher
 
 MOUNTINFO_V2 = "29 23 0:26 / {root} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 MOUNTINFO_HYBRID = (
@@ -39,28 +40,28 @@ def test_v2_is_what_a_host_has_when_cgroup2_holds_the_memory_controller(tmp_path
     found = cgroup_trials.find_hierarchies(MOUNTINFO_V2.format(root=tmp_path))
     assert found.version == "v2"
     assert found.missing == ()
-    assert found.roots["memory"] == tmp_path
+    assert found.mounts["memory"] == str(tmp_path)
 
 
 def test_hybrid_counts_as_v1_and_names_what_is_missing() -> None:
     """A cgroup2 mount without controllers beside v1 hierarchies does not make a host v2."""
     found = cgroup_trials.find_hierarchies(MOUNTINFO_HYBRID)
     assert found.version == "v1"
-    assert found.roots["cpuacct"] == found.roots["cpu"] == Path("/sys/fs/cgroup/cpu,cpuacct")
-    assert found.missing == ("pids", "freezer", "blkio")
+    assert found.mounts["cpuacct"] == found.mounts["cpu"] == "/sys/fs/cgroup/cpu,cpuacct"
+    assert found.missing == ("blkio", "pids")
 
 
 def test_a_missing_controller_fails_with_the_command_that_mounts_it() -> None:
     """Every failed finding carries a fix that can be pasted."""
-    findings = by_name(list(doctor.cgroups(cgroup_trials.find_hierarchies(MOUNTINFO_HYBRID))))
+    findings = by_name(list(doctor.control_groups(cgroup_trials.find_hierarchies(MOUNTINFO_HYBRID))))
     assert findings["cgroup_pids"].status is Status.FAIL
     assert "mount -t cgroup -o pids pids /sys/fs/cgroup/pids" in findings["cgroup_pids"].fix
-    assert findings["pids_limit"].status is Status.FAIL
+    assert "memory_limit" not in findings, "limits are not tried where a controller is missing"
 
 
 def test_a_host_without_cgroups_fails_at_once() -> None:
     """With no hierarchy at all there is one finding and one fix, not a list of consequences."""
-    (finding,) = doctor.cgroups(cgroup_trials.find_hierarchies("22 1 8:1 / / rw - ext4 /dev/sda rw\n"))
+    (finding,) = doctor.control_groups(cgroup_trials.find_hierarchies("22 1 8:1 / / rw - ext4 /dev/sda rw\n"))
     assert finding.status is Status.FAIL
     assert "mount -t cgroup2" in finding.fix
 
@@ -160,12 +161,11 @@ def test_a_trial_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.kernel
 def test_trials_see_limits_that_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that is not enforced fails its trial: it is run into, not read."""
-    hierarchies = cgroup_trials.find_hierarchies()
     monkeypatch.setattr(cgroup_trials, "_eat_memory", lambda total: 0)
     monkeypatch.setattr(cgroup_trials, "_refused_forks", lambda count: 0)
     monkeypatch.setattr(cgroup_trials, "_spin", lambda: 100)
     for trial in (cgroup_trials.memory_limit, cgroup_trials.pids_limit, cgroup_trials.cpu_limit):
-        finding = doctor.tried("limit", lambda trial=trial: trial(hierarchies), "the fix")
+        finding = doctor.tried("limit", trial, "the fix")
         assert (finding.status, finding.fix) == (Status.FAIL, "the fix")
     assert stray_cgroups() == []
 
@@ -178,7 +178,7 @@ def test_this_host_passes_every_trial_and_is_left_as_it_was(tmp_path: Path) -> N
     report = json.loads(answer.output)
     findings = {finding["name"]: finding for finding in report["findings"]}
     tried = ["namespaces", "user_namespace", "overlay", "seccomp", "memory_limit", "pids_limit", "cpu_limit"]
-    for name in [*tried, "group_kill"]:
+    for name in [*tried, "kill_all"]:
         assert findings[name]["status"] == "ok", findings[name]
     assert answer.exit_code == (0 if report["ok"] else 1)
     assert Path("/proc/self/mountinfo").read_text() == before
@@ -193,3 +193,15 @@ def test_a_failure_gives_exit_status_one_and_is_named_last() -> None:
     assert answer.exit_code == 1
     assert answer.output.splitlines()[-1].startswith("not ready: ")
     assert "redis" in answer.output.splitlines()[-1]
+
+
+@pytest.mark.kernel
+def test_a_running_launcher_is_given_a_job() -> None:
+    """The launcher is well when a program really ran in a sandbox of it."""
+    running = Launcher()
+    try:
+        finding = doctor.launcher(running.socket)
+    finally:
+        running.stop()
+    assert finding.status is Status.OK, finding
+    assert "ran in a sandbox" in finding.found
