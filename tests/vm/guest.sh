@@ -31,7 +31,7 @@ tests() {
     (
         echo "$BASHPID" >/sys/fs/cgroup/session.slice/cgroup.procs
         export PREFIX=$prefix STOCKADE_VM=1
-        export STOCKADE_TEST_SLOWDOWN=$slowdown PYTHONDONTWRITEBYTECODE=1
+        export STOCKADE_TEST_SLOWDOWN=$slowdown PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
         # Interrupted in time, pytest still says what failed until then.
         exec setsid timeout --signal=INT --kill-after=30 "$seconds" \
             "$prefix/venv/bin/python" -m pytest -v --durations=25 -o console_output_style=classic -p no:cacheprovider \
@@ -43,8 +43,8 @@ exec >/dev/ttyS1 2>&1 </dev/null
 stty -opost </dev/ttyS1
 scene || { echo "the scene could not be made"; echo o >/proc/sysrq-trigger; sleep 60; }
 echo "guest: $(uname -r), cgroup v2 controllers: $(cat /sys/fs/cgroup/cgroup.controllers)"
-tests
-echo $? >"$results/status"
+tests 2>&1 | cat  # no terminal, so that pytest does not write lines over one another
+echo "${PIPESTATUS[0]}" >"$results/status"
 sync
 mount -o remount,ro "$prefix"
 echo o >/proc/sysrq-trigger

@@ -9,11 +9,16 @@ died, which fails like a timeout does, with the end of the kernel's console show
 Everything is 10 to 15 times slower in there: STOCKADE_TEST_SLOWDOWN tells the tests.
 """
 
+import contextlib
+import fcntl
 import os
 import selectors
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import image
@@ -92,35 +97,63 @@ def verdict(results: Path, console: Path, in_time: bool, timeout: float) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare, boot, report."""
+    """Run once, as the environment and the arguments ask."""
     prefix = Path(os.environ.get("PREFIX", "/opt/stockade"))
     series = os.environ.get("STOCKADE_VM_KERNEL", "6.1")
     timeout = float(os.environ.get("STOCKADE_VM_TIMEOUT", "2400"))
     cache = prefix / "vm"
-    results = cache / "results"
     if series not in image.META_PACKAGES:
         image.say(f"STOCKADE_VM_KERNEL={series}: only {', '.join(image.META_PACKAGES)} are known")
         return UNPREPARED
+    cache.mkdir(parents=True, exist_ok=True)
     try:
-        image.install_host_packages()
-        machine = image.machine(cache, series)
-        results.mkdir(exist_ok=True)
-        product, console = cache / f"run-{os.getpid()}.ext4", results / "console.log"
-        try:
-            console.unlink(missing_ok=True)
-            image.product_disk(product, prefix, arguments or ["-m", "kernel"])
-            image.say(f"booting {machine.root.parent.name}, at most {timeout:.0f} s")
-            in_time = boot(qemu_command(machine, product, console, prefix, timeout), timeout)
-            image.read_from_disk(product, ("status", "junit.xml"), results)
-        finally:
-            product.unlink(missing_ok=True)
+        with alone(cache / "lock", timeout):
+            return run(arguments or ["-m", "kernel"], prefix, series, timeout)
     except image.Unprepared as error:
         image.say(f"FAILED: {error}")
         return UNPREPARED
+
+
+@contextlib.contextmanager
+def alone(path: Path, timeout: float) -> Iterator[None]:
+    """One run at a time: they share the cache and the place of the results."""
+    deadline = time.monotonic() + timeout
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise image.Unprepared(f"another run has held {path} for {timeout:.0f} s") from None
+                image.say("waiting for another run to end")
+                time.sleep(10)
+        yield
+
+
+def run(arguments: list[str], prefix: Path, series: str, timeout: float) -> int:
+    """One run: prepare what is missing, boot, read the results."""
+    cache = prefix / "vm"
+    results = cache / "results"
+    for scratch in (*cache.glob("making-*"), *cache.glob("stage-*")):
+        shutil.rmtree(scratch)  # of a run that was killed
+    image.install_host_packages()
+    machine = image.machine(cache, series)
+    results.mkdir(exist_ok=True)
+    product, console = cache / "product.ext4", results / "console.log"
+    console.unlink(missing_ok=True)
+    try:
+        image.product_disk(product, prefix, arguments)
+        image.say(f"booting {machine.root.parent.name}, at most {timeout:.0f} s")
+        in_time = boot(qemu_command(machine, product, console, prefix, timeout), timeout)
+        image.read_from_disk(product, ("status", "junit.xml"), results)
+    finally:
+        product.unlink(missing_ok=True)
     return verdict(results, console, in_time, timeout)
 
 
 if __name__ == "__main__":
     if os.geteuid() != 0:
         sys.exit("tests/vm/run: must run as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the machine is ended as well
     sys.exit(main(sys.argv[1:]))
