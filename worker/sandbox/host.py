@@ -10,8 +10,8 @@ import stat
 
 from worker.sandbox import syscalls as sc
 from worker.sandbox.errors import SandboxError
-from worker.sandbox.mounts import READ_ONLY, SAFE
-from worker.sandbox.plan import IDS
+from worker.sandbox.init import IDS
+from worker.sandbox.layout import READ_ONLY, SAFE
 from worker.sandbox.rootfs import HOST, HOST_NOTE, Rootfs, host_views, make_host_layer
 
 RUN = "/run/stockade"

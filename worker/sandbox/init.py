@@ -21,28 +21,33 @@ the kernel refuses is ``{"s": "exec_errno", ...}`` and belongs to the job.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
-import functools
 import os
 import resource
-import signal
-import socket
 import struct
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
 
-from worker.sandbox import mounts, plan, wire
+from worker.sandbox import mounts, packets
 from worker.sandbox import syscalls as sc
 from worker.sandbox.errors import SandboxError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
 NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
-NEW_ROOT, STAGE = "/newroot", "stage"
+IDS = 65536
+"""Size of a sandbox's id range."""
+
+_SIGKILL = 9
+_NEW_ROOT = "/newroot"
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 _FILE_HEADER = struct.Struct("<HIQ")
-OOM_SCORE = b"500"
+_OOM_SCORE = b"500"
+_LAYER = sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
 
 
 def _device_of_pipes() -> int:
@@ -50,52 +55,52 @@ def _device_of_pipes() -> int:
     try:
         return os.fstat(ends[0]).st_dev
     finally:
-        wire.close_all(ends)
+        packets.close_all(ends)
 
 
-PIPES = _device_of_pipes()
-"""``st_dev`` of anonymous pipes; a named FIFO of the host is never touched."""
+_PIPES = _device_of_pipes()  # st_dev of anonymous pipes; a named FIFO of the host is never touched
 
 
-@dataclass(frozen=True, slots=True)
 class Birth:
     """What the two tasks inherit from the zygote: descriptors for one sandbox, and the filters by name."""
 
-    control: int
-    join: list[int]
-    reset: list[int]
-    cpu: int
-    cgroup: int
-    host_proc: int
-    filters: dict[str, bytes]
+    def __init__(
+        self, head: dict[str, int], fds: list[int], host_proc: int, filters: dict[str, bytes]
+    ) -> None:
+        joins, resets = head["join"], head["reset"]
+        self.control = _socket.socket(fileno=fds[0])
+        self.cpu = fds[1]
+        self.join, self.reset = fds[2 : 2 + joins], fds[2 + joins : 2 + joins + resets]
+        self.cgroup = fds[-1] if len(fds) > 2 + joins + resets else -1
+        self.host_proc, self.filters = host_proc, filters
+        self.leaf = fds[1:]
 
 
 def main(birth: Birth) -> NoReturn:
     """PID 1, from its first instruction to its last; never returns."""
-    status = 70
-    control = socket.socket(fileno=birth.control)
+    status, control = 70, birth.control
     try:
-        # Should the launcher die between clone3 and here, the control socket reads end-of-file: nothing is missed.
-        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Should the launcher die between clone3 and here, the control socket reads end-of-file.
+        sc.prctl(sc.PR_SET_PDEATHSIG, _SIGKILL)
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
-        to_job, from_init = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        to_job, from_init = packets.pair()
         # First of all, while we have written to few pages: what we touch later the job's task never copies.
         pid, _ = sc.clone3(0, cgroup=birth.cgroup)
         if pid == 0:
             to_job.close()
-            _job(birth, control, from_init)
+            _job(birth, from_init)
         from_init.close()
-        wire.close_all({*birth.join, *birth.reset, birth.cpu, birth.cgroup, birth.host_proc} - {-1})
-        wire.prepare(to_job)
+        packets.close_all(birth.leaf)
+        os.close(birth.host_proc)
         sc.set_name("stockade-init")
         os.setsid()
         _loopback_up()
-        order, fds = wire.receive(control)
+        order, fds = packets.receive(control)
         if order is not None:
             _build(order, *fds)
-            packet, fds = wire.receive_packet(control)
+            packet, fds = packets.receive_packet(control)
             if packet:
-                _hand_over(wire.decode(packet), packet, fds, to_job)
+                _hand_over(packet, fds, to_job)
                 status = _wait(control, to_job, pid)
     except SandboxError as problem:
         _report(control, problem)
@@ -107,8 +112,9 @@ def main(birth: Birth) -> NoReturn:
 
 def _loopback_up() -> None:
     """SIOCSIFFLAGS on ``lo`` of the fresh network namespace (netdevice(7))."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
+    sock.close()
 
 
 # --- init: the file system -------------------------------------------------------------------------------
@@ -116,24 +122,21 @@ def _loopback_up() -> None:
 
 def _build(order: dict[str, Any], tmpfs: int, userns: int) -> None:
     """The file system, up to the new root: needs no job yet, only its image, its id range and its tmpfs."""
-    base, step = order["base"], order["step"]
-    sc.attach(tmpfs, f"/{STAGE}")
-    mounts.make_directory(f"/{STAGE}/up-{step}", 0o755, base)
-    mounts.make_directory(f"/{STAGE}/ovl-{step}", 0o700)
-    mounts.make_directory(f"/{STAGE}/shm-{step}", 0o1777, base)
-    if step == 0:
-        mounts.make_directory(f"/{STAGE}/work", 0o755, base)
+    sc.attach(tmpfs, order["stage"])
+    for path, mode, owner in order["directories"]:
+        os.mkdir(path, mode)
+        os.chown(path, owner, owner)
     for number, layer in enumerate(order["layers"]):
         _attach_layer(layer, f"/l/{number}", userns)
-    layers = [f"l/{number}" for number in range(len(order["layers"]))]
-    hidden = mounts.masks(frozenset(order["proc"]).__contains__)
-    mounts.apply(mounts.layout(layers, order["views"], STAGE, step, hidden), NEW_ROOT)
-    _enter(NEW_ROOT)
-    wire.close_all([tmpfs, userns])
+    mounts.apply(order["operations"], _NEW_ROOT)
+    _enter(_NEW_ROOT)
+    os.close(tmpfs)
+    os.close(userns)
 
 
-def _hand_over(order: dict[str, Any], packet: bytes, fds: list[int], to_job: socket.socket) -> None:
+def _hand_over(packet: bytes, fds: list[int], to_job: _socket.socket) -> None:
     """What is particular to this job; then its own task gets the orders and the stdio."""
+    order = packets.loads(packet)
     sc.sethostname(order["hostname"])
     owner = order["base"] + order["user"]
     if order["step"] == 0 and order["user"]:
@@ -142,17 +145,17 @@ def _hand_over(order: dict[str, Any], packet: bytes, fds: list[int], to_job: soc
         _write_files(fds[3], owner)
     for fd in fds[:3]:
         # A pipe belongs to whoever made it; the job could not open /dev/stdout.
-        if os.fstat(fd).st_dev == PIPES:
+        if os.fstat(fd).st_dev == _PIPES:
             os.fchown(fd, owner, owner)
-    wire.send(to_job, packet, tuple(fds[:3]))
-    wire.close_all(fds)
+    packets.send(to_job, packet, fds[:3])
+    packets.close_all(fds)
 
 
 def _attach_layer(layer: str, target: str, userns: int) -> None:
     try:
         fd = sc.clone_mount(layer)
         try:
-            sc.set_mount_attributes(fd, mounts.READ_ONLY, userns)
+            sc.set_mount_attributes(fd, _LAYER, userns)
             sc.attach(fd, target)
         finally:
             os.close(fd)
@@ -213,25 +216,23 @@ def _write_file(work: int, path: str, mode: int, content: bytes, owner: int) -> 
 # --- init: the wait --------------------------------------------------------------------------------------
 
 
-def _wait(control: socket.socket, to_job: socket.socket, job: int) -> int:
+def _wait(control: _socket.socket, to_job: _socket.socket, job: int) -> int:
     """Map the job's user namespace, then reap until the job itself is gone; its orphans die with us."""
-    message, _ = wire.receive(to_job)
-    if message is not None:
-        base = message["base"]
+    base, _ = packets.receive(to_job)
+    if base is not None:
         for name in ("uid_map", "gid_map"):
-            _write(f"/proc/{job}/{name}", f"0 {base} {plan.IDS}".encode())
-        wire.send(to_job, {"s": "go"})
+            _write(f"/proc/{job}/{name}", f"0 {base} {IDS}".encode())
+        packets.send(to_job, "go")
     to_job.close()
     # What is left to do needs no privilege; credentials changed, so the death signal is set once more.
-    sc.limit_capabilities(frozenset())
     sc.set_capabilities(frozenset())
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    sc.prctl(sc.PR_SET_PDEATHSIG, _SIGKILL)
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == job:
             break
-    wire.send(control, {"s": "exit", "t": time.monotonic(), "status": status})
+    packets.send(control, {"s": "exit", "t": time.monotonic(), "status": status})
     return 0
 
 
@@ -246,10 +247,10 @@ def _write(path: str, data: bytes) -> None:
         raise SandboxError("userns", problem.errno or 0, path) from problem
 
 
-def _report(control: socket.socket, problem: SandboxError) -> None:
+def _report(control: _socket.socket, problem: SandboxError) -> None:
     message = problem.as_message() | {"s": "failed"}
     try:
-        wire.send(control, message)
+        packets.send(control, message)
     except OSError:
         os._exit(71)
 
@@ -257,19 +258,19 @@ def _report(control: socket.socket, problem: SandboxError) -> None:
 # --- the job's task --------------------------------------------------------------------------------------
 
 
-def _job(birth: Birth, control: socket.socket, from_init: socket.socket) -> NoReturn:
+def _job(birth: Birth, from_init: _socket.socket) -> NoReturn:
     """PID 2, until execve."""
     try:
         _join(birth)
-        order, stdio = wire.receive(from_init)
+        order, stdio = packets.receive(from_init)
         if order is None:
             os._exit(0)
         _become(order, stdio, birth, from_init)
-        _execute(order, birth, control)
+        _execute(order, birth)
     except SandboxError as problem:
-        _report(control, problem)
+        _report(birth.control, problem)
     except OSError as problem:
-        _report(control, SandboxError("job", problem.errno or 0, str(problem.filename or "")))
+        _report(birth.control, SandboxError("job", problem.errno or 0, str(problem.filename or "")))
     finally:
         os._exit(127)
 
@@ -283,21 +284,19 @@ def _join(birth: Birth) -> None:
     # After joining, so that the job sees its own cgroup as the root (cgroup_namespaces(7)).
     sc.unshare(sc.CLONE_NEWCGROUP)
     fd = os.open("self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=birth.host_proc)
-    os.write(fd, OOM_SCORE)
+    os.write(fd, _OOM_SCORE)
     os.close(fd)
     os.setsid()
 
 
-def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: socket.socket) -> None:
-    """Stdio, limits, then the user namespace, ids and capabilities; each step gives up what the next needs not."""
+def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: _socket.socket) -> None:
+    """Stdio, then the user namespace, ids and capabilities; each step gives up what the next needs not."""
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
-    wire.close_all(stdio)
-    for kind, value in order["rlimits"]:
-        _step("rlimit", functools.partial(resource.setrlimit, kind, (value, value)))
+    packets.close_all(stdio)
     _own_user_namespace(order["base"])
-    wire.send(from_init, {"base": order["base"]})
-    answer, _ = wire.receive(from_init)
+    packets.send(from_init, order["base"])
+    answer, _ = packets.receive(from_init)
     if answer is None:
         os._exit(127)
     # Written inside the new namespace: nothing in it may make another user namespace, filter or not.
@@ -305,12 +304,12 @@ def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: so
     os.write(fd, b"0")
     os.close(fd)
     user = order["user"]
-    keep = frozenset(order["capabilities"])
-    _step("bounding set", lambda: sc.limit_capabilities(keep))
-    _step("setresgid", lambda: os.setresgid(user, user, user))
-    _step("setresuid", lambda: os.setresuid(user, user, user))
+    keep = order["capabilities"]
+    _step("bounding set", sc.limit_capabilities, keep)
+    _step("setresgid", os.setresgid, user, user, user)
+    _step("setresuid", os.setresuid, user, user, user)
     if user == 0:
-        _step("capset", lambda: sc.set_capabilities(keep))
+        _step("capset", sc.set_capabilities, keep)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     os.umask(0o022)
 
@@ -318,47 +317,46 @@ def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: so
 def _own_user_namespace(base: int) -> None:
     """unshare(CLONE_NEWUSER) as the first id of the range, not as root: the namespace's owner pays for what is
     counted per user on the whole host (inotify instances, pending signals, message queues)."""
-    _step("setgroups", lambda: os.setgroups([]))
-    _step("setresgid", lambda: os.setresgid(base, base, base))
+    _step("setgroups", os.setgroups, [])
+    _step("setresgid", os.setresgid, base, base, base)
     sc.prctl(sc.PR_SET_KEEPCAPS, 1)
-    _step("setresuid", lambda: os.setresuid(base, base, base))
+    _step("setresuid", os.setresuid, base, base, base)
     # A host may keep user namespaces from those without CAP_SYS_ADMIN (Debian's unprivileged_userns_clone).
-    _step("capset", lambda: sc.set_capabilities(frozenset({sc.CAP_SYS_ADMIN})))
-    _step("userns", lambda: sc.unshare(sc.CLONE_NEWUSER))
+    _step("capset", sc.set_capabilities, frozenset({sc.CAP_SYS_ADMIN}))
+    _step("userns", sc.unshare, sc.CLONE_NEWUSER)
 
 
-def _step(name: str, call: Callable[[], object]) -> None:
+def _step(name: str, call: Callable[..., object], *arguments: object) -> None:
     try:
-        call()
+        call(*arguments)
     except (OSError, ValueError) as problem:
         raise SandboxError(name, getattr(problem, "errno", 0) or 0, str(problem)) from problem
 
 
-def _execute(order: dict[str, Any], birth: Birth, control: socket.socket) -> None:
+def _execute(order: dict[str, Any], birth: Birth) -> None:
     """The last steps: into the directory, counters to zero, filter on, execve."""
-    env = order["env"]
+    control = birth.control
     try:
         _change_directory(order["cwd"])
     except OSError as problem:
-        wire.send(control, {"s": "exec_errno", "errno": problem.errno, "subject": order["cwd"]})
+        packets.send(control, {"s": "exec_errno", "errno": problem.errno, "subject": order["cwd"]})
         os._exit(127)
-    number, candidates = _candidates(order["argv"][0], env.get("PATH", ""))
-    argv = [each.encode("utf-8", "surrogateescape") for each in order["argv"]]
-    environment = {
-        key.encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
-        for key, value in env.items()
-    }
+    number, places = _executables(order["places"])
+    argv, environment = order["argv"], order["env"]
+    # Only execve is left that needs a descriptor: with few open files allowed we could not open ours before.
+    for kind, value in order["rlimits"]:
+        _step("rlimit", resource.setrlimit, kind, (value, value))
     for fd in birth.reset:
         os.write(fd, b"0")
     cpu = os.pread(birth.cpu, 1024, 0).decode()
-    wire.send(control, {"s": "exec", "t": time.monotonic(), "cpu": cpu})
+    packets.send(control, {"s": "exec", "t": time.monotonic(), "cpu": cpu})
     sc.install_filter(birth.filters[order["syscalls"]])
-    for path in candidates:
+    for path in places:
         try:
             os.execve(path, argv, environment)
         except OSError as problem:
             number = problem.errno or 0
-    wire.send(control, {"s": "exec_errno", "errno": number, "subject": order["argv"][0]})
+    packets.send(control, {"s": "exec_errno", "errno": number, "subject": order["program"]})
     os._exit(127)
 
 
@@ -368,17 +366,17 @@ def _change_directory(path: str) -> None:
     os.close(fd)
 
 
-def _candidates(program: str, path: str) -> tuple[int, list[str]]:
-    """Where the program is: as execvp(3) looks, but not through a link of /proc to what only a descriptor
-    holds (CVE-2019-5736). Also the errno to tell when none of them can be executed."""
-    searched = "/" not in program
-    places = [f"{directory or '.'}/{program}" for directory in path.split(":")] if searched else [program]
+def _executables(places: list[bytes]) -> tuple[int, list[bytes]]:
+    """Which of the places have a file, and the errno to tell when none of them can be executed.
+
+    A place is not followed through a link of /proc to what only a descriptor holds (CVE-2019-5736).
+    """
     number, found = errno.ENOENT, []
     for place in places:
         try:
             os.close(sc.openat2(sc.AT_FDCWD, place, os.O_PATH, sc.RESOLVE_NO_MAGICLINKS))
             found.append(place)
         except OSError as problem:
-            if not searched or problem.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if len(places) == 1 or problem.errno not in (errno.ENOENT, errno.ENOTDIR):
                 number = problem.errno or 0
     return number, found

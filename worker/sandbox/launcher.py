@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from worker.sandbox import cgroups, confined, host, seccomp, wire
+from worker.sandbox import cgroups, confined, host, layout, seccomp, wire
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import SLOTS, IdRange
 from worker.sandbox.plan import Ceilings
@@ -266,10 +266,10 @@ def _listener(path: str, group: int | None) -> tuple[socket.socket, Callable[[],
     return listener, remove
 
 
-def _open_to_all(host_proc: int) -> tuple[str, ...]:
+def _open_to_all(host_proc: int) -> frozenset[str]:
     """Entries of /proc that others than root may use at all; a job can't even open the rest."""
     names = (name for name in os.listdir(host_proc) if not name.isdigit())
-    return tuple(sorted(name for name in names if os.lstat(name, dir_fd=host_proc).st_mode & 0o007))
+    return frozenset(name for name in names if os.lstat(name, dir_fd=host_proc).st_mode & 0o007)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -289,9 +289,13 @@ def serve(arguments: argparse.Namespace) -> None:
         if arguments.socket:
             listener, remove = _listener(arguments.socket, group)
             stack.callback(remove)
+        zygote = Zygote()
         host.enter_small_namespace(arguments.state)
-        zygote = Zygote({name: program.bpf for name, program in programs.items()}, host_proc)
-        shared = Host(driver, programs, zygote, host_proc, _open_to_all(host_proc), arguments.slowdown)
+        namespace = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=host_proc)
+        zygote.begin(namespace, host_proc, {name: program.bpf for name, program in programs.items()})
+        os.close(namespace)
+        hidden = tuple(layout.hidden(_open_to_all(host_proc).__contains__))
+        shared = Host(driver, programs, zygote, host_proc, hidden, arguments.slowdown)
         launcher = Launcher(shared, images, number, arguments.prepared)
         stack.callback(launcher.close)
         _signals(launcher)

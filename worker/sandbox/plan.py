@@ -14,10 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.init import IDS
 from worker.sandbox.syscalls import CAPABILITIES
-
-IDS = 65536
-"""Size of a sandbox's id range."""
 
 _HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})")
 

@@ -10,17 +10,18 @@ import contextlib
 import os
 import platform
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.sandbox import wire
+from worker.sandbox import packets
 from worker.sandbox.cgroups import Driver
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import IdRange
-from worker.sandbox.plan import IDS, Plan, capability_numbers, rlimits
+from worker.sandbox.init import IDS
+from worker.sandbox.layout import STAGE, Operation, layout, orders
+from worker.sandbox.plan import Plan, capability_numbers, rlimits
 from worker.sandbox.rootfs import Rootfs
 from worker.sandbox.seccomp import Program
 from worker.sandbox.workspace import Workspace
@@ -43,7 +44,7 @@ class Host:
     programs: Mapping[str, Program]
     zygote: Zygote
     host_proc: int
-    proc_entries: tuple[str, ...]
+    hidden: tuple[Operation, ...]
     slowdown: float = 1.0
 
 
@@ -83,11 +84,10 @@ class Sandbox:
         self.deadline = self.next_cpu_check = float("inf")
         self.kill_sent: float | None = None
         self._oom_check = self._oom_until = float("inf")
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        wire.prepare(self.control)
+        self.control, theirs = packets.pair()
         self.control.setblocking(False)
-        with theirs:
-            host.zygote.ask(self.leaf, theirs)
+        host.zygote.ask(self.leaf, theirs)
+        theirs.close()
 
     def born(self) -> None:
         """Take the zygote's answer; ``SandboxError`` when the namespaces could not be made."""
@@ -102,12 +102,20 @@ class Sandbox:
     def build(self, room: Room, step: int) -> None:
         """Have init build the file system; it may be done before there is a job."""
         self.room = room
+        base = room.ids.base
+        layers = [f"l/{number}" for number, _ in enumerate(room.rootfs.layers)]
+        directories = [
+            (f"{STAGE}/up-{step}", 0o755, base),
+            (f"{STAGE}/ovl-{step}", 0o700, 0),
+            (f"{STAGE}/shm-{step}", 0o1777, base),
+        ]
+        if step == 0:
+            directories.append((f"{STAGE}/work", 0o755, base))
         order = {
-            "base": room.ids.base,
-            "step": step,
+            "stage": STAGE,
+            "directories": directories,
             "layers": room.rootfs.layers,
-            "views": room.rootfs.views,
-            "proc": self._host.proc_entries,
+            "operations": orders(layout(layers, room.rootfs.views, step, self._host.hidden)),
         }
         mount = room.workspace.mount()
         try:
@@ -122,13 +130,15 @@ class Sandbox:
         self.leaf.set_limits(plan.limits)
         self.room.workspace.resize(plan.limits)
         order = {
-            "argv": plan.argv,
-            "env": plan.env,
+            "program": plan.argv[0],
+            "places": _places(plan.argv[0], plan.env.get("PATH", "")),
+            "argv": [_bytes(each) for each in plan.argv],
+            "env": {_bytes(key): _bytes(value) for key, value in plan.env.items()},
             "cwd": plan.cwd,
             "user": plan.user,
             "hostname": plan.hostname,
             "syscalls": plan.syscalls,
-            "capabilities": sorted(capability_numbers(plan.capabilities)),
+            "capabilities": capability_numbers(plan.capabilities),
             "rlimits": rlimits(plan.limits),
             "base": self.room.ids.base,
             "step": step,
@@ -138,7 +148,7 @@ class Sandbox:
 
     def _send(self, order: dict[str, Any], fds: tuple[int, ...]) -> None:
         try:
-            wire.send(self.control, order, fds)
+            packets.send(self.control, order, fds)
         except OSError as problem:
             raise SandboxError("order", problem.errno or 0, "init is gone") from problem
 
@@ -161,10 +171,10 @@ class Sandbox:
         """Take in what the two tasks have written."""
         while True:
             try:
-                message, fds = wire.receive(self.control)
+                message, fds = packets.receive(self.control)
             except (BlockingIOError, ConnectionResetError):
                 return
-            wire.close_all(fds)
+            packets.close_all(fds)
             if message is None:
                 return
             self._note(message)
@@ -320,3 +330,14 @@ class Sandbox:
         self.control.close()
         self.leaf.close()
         return self.leaf.remove()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _places(program: str, path: str) -> list[bytes]:
+    """Where execvp(3) looks for a program."""
+    if "/" in program:
+        return [_bytes(program)]
+    return [_bytes(f"{directory or '.'}/{program}") for directory in path.split(":")]

@@ -8,13 +8,13 @@ interpreter lock stays taken over the call: the launcher has one thread, and a c
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
-import platform
 import struct
-from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
-from typing import cast
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -22,7 +22,7 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT, _NR_FSPICK = range(428, 434)
 _NR_CLONE3, _NR_OPENAT2, _NR_MOUNT_SETATTR = 435, 437, 442
 _PER_ARCH = {"x86_64": (155, 317), "aarch64": (41, 277)}
-_NR_PIVOT_ROOT, _NR_SECCOMP = _PER_ARCH.get(platform.machine(), (-1, -1))
+_NR_PIVOT_ROOT, _NR_SECCOMP = _PER_ARCH.get(os.uname().machine, (-1, -1))
 
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x80, 0x20000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -69,12 +69,13 @@ def _libcall(name: str, *types: type, result: type = c_int) -> Callable[..., int
     ]  # not an attribute: each look-up by item is an object of its own, with its own types
     function.argtypes, function.restype = types, result
     function.errcheck = _check  # type: ignore[assignment]
-    return cast(Callable[..., int], function)
+    return function
 
 
 def _syscall(number: int, *types: type) -> Callable[..., int]:
     """syscall(2) with the number bound."""
-    return functools.partial(_libcall("syscall", c_long, *types, result=c_long), number)
+    function = _libcall("syscall", c_long, *types, result=c_long)
+    return lambda *arguments: function(number, *arguments)
 
 
 _open_tree = _syscall(_NR_OPEN_TREE, c_int, c_char_p, c_uint)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from worker.sandbox import syscalls as sc
-from worker.sandbox.mounts import SAFE
+from worker.sandbox.layout import SAFE
 from worker.sandbox.plan import StepLimits
 
 # What we and overlayfs make for one step is not the job's: root, work, upper, shm and overlay's work directories.
