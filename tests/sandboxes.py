@@ -293,8 +293,12 @@ class Launcher:
         self.state.mkdir(mode=0o700)
         self.socket = self.directory / "launcher.sock"
         self.log = self.directory / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+        self._environment, self._plant = dict(environment or {}), plant
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
@@ -313,15 +317,26 @@ class Launcher:
                     **os.environ,
                     "PYTHONPATH": str(self.source),
                     "PYTHONDONTWRITEBYTECODE": "1",
-                    **(environment or {}),
+                    **self._environment,
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=() if plant is None else (plant,),
+                pass_fds=() if self._plant is None else (self._plant,),
             )
-        self._wait_until_it_answers()
-        self._wait_until_it_answers()
+        end = time.monotonic() + 20 * SLOWDOWN
+        while not self.socket.exists():
+            assert process.poll() is None, f"the launcher ended: {self.log.read_text()}"
+            assert time.monotonic() < end, f"no launcher: {self.log.read_text()}"
+            time.sleep(0.02)
+        return process
+
+    def revive(self) -> None:
+        """Start it again when an attack has ended it, so that one defect is one failed test."""
+        if self.process.poll() is not None:
+            self.socket.unlink(missing_ok=True)
+            self.process = self._start()
+            self.warm_up()
 
     def _copy(self, name: str) -> None:
         target = self.source / name
@@ -330,13 +345,6 @@ class Launcher:
             shutil.copytree(PROJECT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(PROJECT / name, target)
-
-    def _wait_until_it_answers(self) -> None:
-        end = time.monotonic() + 20 * SLOWDOWN
-        while not self.socket.exists():
-            assert self.process.poll() is None, f"the launcher ended: {self.log.read_text()}"
-            assert time.monotonic() < end, f"no launcher: {self.log.read_text()}"
-            time.sleep(0.02)
 
     def warm_up(self, slots: int = 14) -> None:
         """Run some jobs side by side: what the launcher keeps for later is there afterwards."""

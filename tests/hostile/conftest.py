@@ -25,9 +25,10 @@ def launcher() -> Iterator[Launcher]:
 @pytest.fixture
 def sandbox(launcher: Launcher) -> Iterator[Launcher]:
     """Runs programs in sandboxes; when the test is over the host must be as it was before."""
+    launcher.revive()
     with launcher.unchanged():
         yield launcher
-    assert launcher.process.poll() is None, "the launcher died"
+        assert launcher.process.poll() is None, f"the launcher died:\n{launcher.log.read_text()[-2000:]}"
 
 
 @pytest.fixture(autouse=True)

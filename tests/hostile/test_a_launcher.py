@@ -3,14 +3,23 @@
 Numbers after "case" are those of the table in this directory's README.md.
 """
 
+import array
 import contextlib
 import json
+import os
+import select
 import socket
+import struct
 import threading
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.sandboxes import Launcher
+from tests import census
+from tests.census import SLOWDOWN
+from tests.sandboxes import LIMITS, Launcher, Ran
 
 pytestmark = pytest.mark.kernel
 
@@ -95,3 +104,196 @@ def test_many_clients_at_once_get_their_own_answers(sandbox: Launcher) -> None:
     for thread in threads:
         thread.join()
     assert answers == {number: number for number in range(12)}
+
+
+NASTY: list[Any] = [
+    None, True, -1, 0, 1 << 70, -(1 << 70), 1e308, "", "\ud800", "\udcff", "x" * 5000, "\0", [], [[]], {},
+        {"a": {}}, [None],
+    ["\ud800"], ["x", 1], {"\ud800": "x"}, {"x": "\ud800"}, [{}], "/" * 5000, "../../..", [1 << 70], {"": ""},
+]  # fmt: skip
+
+
+def plan() -> dict[str, Any]:
+    """A plan that runs."""
+    return {
+        "op": "run",
+        "image": "host",
+        "argv": ["/bin/true"],
+        "env": {},
+        "cwd": "/work",
+        "user": 0,
+        "hostname": "x",
+        "syscalls": "default",
+        "capabilities": [],
+        "limits": dict(LIMITS),
+    }
+
+
+def say(peer: socket.socket, message: Any, descriptors: list[int]) -> None:
+    """Send a message as a peer can that does not use our client."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    peer.sendmsg([json.dumps(message).encode()], rights)
+
+
+@contextlib.contextmanager
+def connected(launcher: Launcher) -> Iterator[tuple[socket.socket, int]]:
+    """A raw connection, and a descriptor of /dev/null to give away."""
+    null = os.open("/dev/null", os.O_RDWR)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+            peer.connect(str(launcher.socket))
+            peer.settimeout(20 * SLOWDOWN)
+            yield peer, null
+    finally:
+        os.close(null)
+
+
+@pytest.mark.parametrize("field", [*plan(), "keep", "limits.memory", "limits.cpus", "limits.wall_time"])
+def test_no_value_in_a_plan_harms_the_launcher(sandbox: Launcher, field: str) -> None:
+    """Every field with every kind of nonsense is answered, and the launcher serves the next job."""
+    for value in NASTY:
+        message = plan()
+        if field.startswith("limits."):
+            message["limits"][field.removeprefix("limits.")] = value
+        else:
+            message[field] = value
+        with connected(sandbox) as (peer, null):
+            say(peer, message, [null] * 3)
+            answer = json.loads(peer.recv(1 << 20))
+            assert answer["op"] in ("failed", "ended"), (field, value, answer)
+    sandbox.run(["/bin/true"]).assert_succeeded()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"op": "collect", "patterns": ["*"], "max_files": 1, "max_bytes": 1},
+        {"op": "collect", "patterns": "x", "max_files": "1", "max_bytes": None},
+        {"op": "collect"},
+        {"op": "kill", "reason": []},
+        {"op": "kill"},
+        {"op": []},
+        {"op": {}},
+        {"op": None},
+        {},
+    ],
+    ids=str,
+)
+def test_no_other_request_harms_the_launcher(sandbox: Launcher, message: dict[str, Any]) -> None:
+    """Requests before, instead of and after a run are answered with an error of ours or ignored."""
+    with connected(sandbox) as (peer, null):
+        say(peer, message, [])
+        say(peer, plan(), [null] * 3)
+        answers = [json.loads(peer.recv(1 << 20))]
+        while answers[-1]["op"] != "ended":
+            answers.append(json.loads(peer.recv(1 << 20)))
+        say(peer, message, [null])
+    sandbox.run(["/bin/true"]).assert_succeeded()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 16, 40])
+def test_a_wrong_number_of_descriptors_is_refused(sandbox: Launcher, count: int) -> None:
+    """Three or four descriptors make a step; any other number is refused and none of them is kept."""
+    with connected(sandbox) as (peer, null):
+        say(peer, plan(), [null] * count)
+        assert json.loads(peer.recv(1 << 20))["op"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "kind", ["directory", "epoll", "path", "socket", "pipe", "zero", "random", "rubbish", "huge"]
+)
+def test_a_wrong_kind_of_descriptor_is_refused(sandbox: Launcher, kind: str) -> None:
+    """Whatever is passed as the workspace's files, the job runs or fails in bounded time, and nothing hangs."""
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(contextlib.closing(_Descriptor(kind)))
+        peer, null = stack.enter_context(connected(sandbox))
+        say(peer, plan(), [null, null, null, opened.number])
+        assert json.loads(peer.recv(1 << 20))["op"] in ("failed", "ended")
+
+
+class _Descriptor:
+    """One open descriptor of some kind."""
+
+    def __init__(self, kind: str) -> None:
+        self._others: list[int] = []
+        if kind == "directory":
+            self.number = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        elif kind == "path":
+            self.number = os.open("/etc/shadow", os.O_PATH)
+        elif kind == "epoll":
+            poll = select.epoll()
+            self.number = os.dup(poll.fileno())
+            poll.close()
+        elif kind == "socket":
+            one, other = socket.socketpair()
+            self.number = one.detach()
+            self._others.append(other.detach())
+        elif kind == "pipe":
+            self.number, other_end = os.pipe()
+            self._others.append(other_end)
+        elif kind in ("zero", "random"):
+            self.number = os.open({"zero": "/dev/zero", "random": "/dev/urandom"}[kind], os.O_RDONLY)
+        else:
+            self.number = os.memfd_create("files")
+            os.write(
+                self.number,
+                b"\xff" * 100 if kind == "rubbish" else struct.pack("<HIQ", 1, 0o644, 1 << 62) + b"x",
+            )
+
+    def close(self) -> None:
+        for number in (self.number, *self._others):
+            os.close(number)
+
+
+def test_a_peer_that_never_listens_holds_nobody_up(sandbox: Launcher) -> None:
+    """Answers that nobody reads are not waited for: the next job of another peer runs at once."""
+    with connected(sandbox) as (peer, _):
+        peer.setblocking(False)
+        with contextlib.suppress(BlockingIOError, OSError):
+            for _ in range(20_000):
+                say(peer, {"op": "nope" * 100}, [])
+        time.sleep(0.2)
+        ran: list[Ran] = []
+        other = threading.Thread(target=lambda: ran.append(sandbox.run(["/bin/true"])), daemon=True)
+        other.start()
+        other.join(10 * SLOWDOWN)
+        answered = bool(ran)
+    other.join(10 * SLOWDOWN)
+    assert answered, "the launcher waits for a peer that does not read"
+    ran[0].assert_succeeded()
+
+
+def test_more_jobs_than_slots_are_told() -> None:
+    """At the launcher's own ceiling of sandboxes the next is refused by name, and works when one has gone."""
+    crowded = Launcher()
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(70):
+                job = stack.enter_context(crowded.job())
+                job.start(["/bin/sleep", "1000"], pids=2, wall_time=60 * SLOWDOWN)
+            end = time.monotonic() + 30 * SLOWDOWN
+            while len(crowded.pids()) < 60 and time.monotonic() < end:
+                time.sleep(0.1)
+            assert 60 <= len(crowded.pids()) <= 70
+        end = time.monotonic() + census.SETTLE_SECONDS
+        while crowded.pids() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert crowded.pids() == []
+        crowded.run(["/bin/true"]).assert_succeeded()
+        assert crowded.process.poll() is None
+    finally:
+        crowded.stop()
+
+
+def test_a_caller_that_leaves_during_collection_leaves_nothing(sandbox: Launcher) -> None:
+    """A connection that closes while files are being collected or cleaned up ends that work too."""
+    for delay in (0, 0.001, 0.01, 0.05):
+        with sandbox.job() as job:
+            job.run("for n in range(3000): open(str(n), 'w').close()", plan={"keep": True}).assert_succeeded()
+            generator = job.session.collect(["**"], 3000, 1 << 20, [])
+            os.close(next(generator).fd)
+            time.sleep(delay)
+    for delay in (0, 0.005):
+        with sandbox.job() as job:
+            job.start("for n in range(3000): open('/tmp/' + str(n), 'w').close()", plan={"keep": True})
+            time.sleep(delay)

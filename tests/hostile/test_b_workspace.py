@@ -270,3 +270,47 @@ say([found, subprocess.run(["./tool"], capture_output=True, text=True).stdout])
         "ü": [0o644, 0, 1],
     }
     assert output == "ran\n"
+
+
+@pytest.mark.parametrize("limit", ["disk", "disk_inodes"])
+def test_a_full_disk_does_not_make_the_next_step_ours(sandbox: Launcher, limit: str) -> None:
+    """Case 38: when a step has used up the disk, the next one still starts and meets the limit itself."""
+    fill = {
+        "disk": """
+try:
+    with open("/work/filler", "wb", buffering=0) as f:
+        while True: f.write(b"x" * 4096)
+except OSError: pass
+""",
+        "disk_inodes": """
+try:
+    for n in range(10**6): open(f"/work/{n}", "w").close()
+except OSError: pass
+""",
+    }
+    caps = {"disk": 4 * MiB, "disk_inodes": 200}
+    with sandbox.job() as job:
+        job.run(fill[limit], plan={"keep": True}, **caps).assert_succeeded()
+        ran = job.run(["/bin/sh", "-c", "echo started; echo x >/work/y"], plan={"keep": True}, **caps)
+        assert ran.ended["op"] == "ended", ran.ended
+        assert ran.stdout == b"started\n"
+        assert ran.ended["exit_code"] != 0
+        assert ran.evidence(limit)
+        found, _ = job.collect(["1"])
+        assert found == ({"1": b""} if limit == "disk_inodes" else {})
+
+
+def test_a_closed_workspace_is_the_jobs_own_fault(sandbox: Launcher) -> None:
+    """Case 128: a job that takes its own rights to the workspace away loses its files, not the service its head."""
+    with sandbox.job() as job:
+        job.run("open('x', 'w').close(); os.chmod('/work', 0)", plan={"keep": True}).assert_succeeded()
+        found, errors = job.collect(["x", "**"])
+        assert found == {}
+        assert {error["error"] for error in errors} == {"unreadable"}
+        ran = job.run(["/bin/pwd"], plan={"keep": True})
+        assert ran.ended["op"] == "ended"
+    with sandbox.job() as job:
+        job.run("os.chown('/work', 5, 5); os.chmod('/work', 0o700)", plan={"keep": True}).assert_succeeded()
+        found, errors = job.collect(["**"])
+        assert found == {}
+        assert {error["error"] for error in errors} == {"unreadable"}
