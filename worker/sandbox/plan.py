@@ -133,7 +133,10 @@ def parse(message: dict[str, Any], ceilings: Ceilings, profiles: object, images:
     profiles, images: containers of the names that exist on this host.
     """
     argv, env = _strings(message)
-    size = sum(len(each.encode("utf-8", "surrogateescape")) + 1 for each in (*argv, *env, *env.values()))
+    try:
+        size = sum(len(each.encode("utf-8", "surrogateescape")) + 1 for each in (*argv, *env, *env.values()))
+    except UnicodeEncodeError:
+        raise _refuse("argv", "argv and env must be text, or bytes as surrogateescape gives them") from None
     if size > ceilings.arguments:
         raise _refuse("argv", f"argv and env take {size} bytes, at most {ceilings.arguments} are allowed")
     cwd = _text(message, "cwd")

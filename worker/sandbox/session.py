@@ -50,6 +50,10 @@ class Session:
             self._refuse(
                 SandboxError(str(message.get("op")), problem.errno or 0, str(problem.filename or ""))
             )
+        except Exception as problem:
+            # One peer's nonsense, or a mistake of ours that it found, ends one session and not the launcher.
+            self._refuse(SandboxError("message", subject=f"{type(problem).__name__}: {problem}"))
+            self._leave()
         finally:
             wire.close_all(fds)
 
@@ -192,7 +196,7 @@ class Session:
     def _send(self, answer: dict[str, Any]) -> None:
         try:
             wire.send(self._connection, answer)
-        except OSError:
+        except (OSError, wire.WireError):
             self._leave()
 
     def _refuse(self, problem: SandboxError) -> None:

@@ -26,7 +26,11 @@ def prepare(sock: socket.socket) -> socket.socket:
 
 def encode(message: dict[str, Any]) -> bytes:
     """The packet of a message; raises ``WireError`` when it is too long."""
-    packet = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+    try:
+        packet = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as problem:
+        raise WireError(f"message is not text: {problem}") from None
     if len(packet) > MAX_MESSAGE:
         raise WireError(f"message of {len(packet)} bytes, at most {MAX_MESSAGE} are allowed")
     return packet
