@@ -8,7 +8,7 @@ export PREFIX
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-setup: ## Debian packages, $(PREFIX)/venv, the user stockade, the stockade command
+setup: ## Debian packages, /opt/stockade/venv, the user stockade, the stockade command
 	@scripts/setup
 
 install: ## copy this checkout's packages into the virtual environment

@@ -214,6 +214,8 @@ def _session(state: Path) -> Iterator[Session]:
             with Session(ours) as session:
                 yield session
         except SandboxError as error:
+            if error.step != "launcher":
+                raise
             said = (scratch / "log").read_text(errors="replace").strip()
             raise click.ClickException(f"{error}\nthe launcher said:\n{said}") from None
 

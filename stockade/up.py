@@ -107,6 +107,7 @@ class Stack:
         self.redis = valkey.url(self.state / "valkey")
         self.launcher_socket = self.state / "run" / "launcher.sock"
         self._say = say
+        self._not_ready = ""
         self._members = self._make_members()
 
     def _make_members(self) -> list[Member]:
@@ -143,16 +144,24 @@ class Stack:
     def _serves(self) -> bool:
         """Whether the API answers; ``/readyz`` then says that worker and launcher are there too."""
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code == 200
+            answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
         except httpx.TransportError:
             return False
+        self._not_ready = "" if answer.status_code == 200 else f"\n  /readyz says: {answer.text}"
+        return answer.status_code == 200
 
     def start(self, signals: Signals) -> None:
         """Start all in order; return when ``/readyz`` says yes. :class:`ChildDied` when one does not come."""
         prepare(self.state)
         for member in self._members:
-            member.child.start()
+            self._bring_up(member, signals)
+
+    def _bring_up(self, member: Member, signals: Signals) -> None:
+        member.child.start()
+        try:
             member.child.wait_until(member.ready, _READY_TIMEOUT, signals.pause)
+        except ChildDied as death:
+            raise ChildDied(f"{death}{self._not_ready}") from None
 
     def watch(self, signals: Signals) -> None:
         """Keep all running until asked to stop (:class:`Stopped`) or one keeps dying (:class:`ChildDied`)."""
@@ -172,8 +181,7 @@ class Stack:
             )
         self._say(f"{child.name} ended with {status}; starting it again (its log: {child.log})")
         child.stop(0)
-        child.start()
-        child.wait_until(member.ready, _READY_TIMEOUT, signals.pause)
+        self._bring_up(member, signals)
 
     def stop(self) -> None:
         """Stop all in reverse order. Idempotent; leaves files only."""
