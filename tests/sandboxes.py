@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -325,11 +326,15 @@ class Launcher:
                 pass_fds=() if self._plant is None else (self._plant,),
             )
         end = time.monotonic() + 20 * SLOWDOWN
-        while not self.socket.exists():
+        while not self._answers():
             assert process.poll() is None, f"the launcher ended: {self.log.read_text()}"
             assert time.monotonic() < end, f"no launcher: {self.log.read_text()}"
             time.sleep(0.02)
         return process
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def revive(self) -> None:
         """Start it again when an attack has ended it, so that one defect is one failed test."""
