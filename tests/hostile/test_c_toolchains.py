@@ -3,6 +3,7 @@
 Numbers after "case" are those of the table in this directory's README.md.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ int main(void) { volatile char *p = malloc(10); p[10] = 1; return 0; }
 HELLO_JAVA = b'public class Hello { public static void main(String[] a) { System.out.println("hello"); } }\n'
 
 
+JAVA = ("-XX:ActiveProcessorCount=1", "-Xmx256m")
 GENEROUS = {
     "memory": 1024 * MiB,
     "disk": 256 * MiB,
@@ -67,84 +69,62 @@ GENEROUS = {
 }
 
 
-def compile_and_run(
-    sandbox: Launcher, compile_argv: list[str], run_argv: list[str], files: dict[str, bytes]
-) -> bytes:
-    """Two steps as a judge has them: what the second one printed."""
+@dataclass(frozen=True)
+class Toolchain:
+    """What is compiled how, and how the result is run to say hello."""
+
+    program: str
+    source: str
+    text: bytes
+    compiling: tuple[str, ...]
+    running: tuple[str, ...]
+    output: bytes = b"hello\n"
+
+
+HELLO = ("./hello",)
+TOOLCHAINS = [
+    Toolchain("gcc", "a.c", HELLO_C, ("gcc", "-O2", "-pthread", "a.c", "-o", "hello"), HELLO),
+    Toolchain("clang", "a.c", HELLO_C, ("clang", "-O2", "-pthread", "a.c", "-o", "hello"), HELLO),
+    Toolchain(
+        "g++", "a.cc", HELLO_CPP, ("g++", "-O1", "-pthread", "a.cc", "-o", "hello"), HELLO, b"hello1\n"
+    ),
+    Toolchain(
+        "clang++", "a.cc", HELLO_CPP, ("clang++", "-pthread", "a.cc", "-o", "hello"), HELLO, b"hello1\n"
+    ),
+    Toolchain("gcc", "a.c", GOOD_C, ("gcc", "-g", "-fsanitize=address", "a.c", "-o", "hello"), HELLO, b""),
+    Toolchain("javac", "Hello.java", HELLO_JAVA, ("javac", "Hello.java"), ("java", *JAVA, "Hello")),
+    Toolchain("java", "none", b"", ("java", *JAVA, "-version"), ("java", *JAVA, "-version"), b""),
+    Toolchain(
+        "node", "a.js", b"setTimeout(() => console.log('hello'), 10)", ("node", "--version"), ("node", "a.js")
+    ),
+    Toolchain("perl", "a.pl", b'print "hello\\n";', ("perl", "-c", "a.pl"), ("perl", "a.pl")),
+    Toolchain("ruby", "a.rb", b"puts 'hello'", ("ruby", "-c", "a.rb"), ("ruby", "a.rb")),
+    Toolchain("lua5.4", "a.lua", b"print('hello')", ("lua5.4", "a.lua"), ("lua5.4", "a.lua")),
+    Toolchain("bash", "a.sh", b"cp /bin/echo e && ./e hello | cat", ("bash", "-n", "a.sh"), ("bash", "a.sh")),
+    Toolchain("git", "a", b"a", ("git", "init", "-q", "r"), ("git", "-C", "r", "status", "-s"), b""),
+    Toolchain("tar", "a", b"a", ("tar", "cf", "a.tar", "a"), ("tar", "xf", "a.tar", "-O"), b"a"),
+]
+PRESENT = [chain for chain in TOOLCHAINS if Path("/usr/bin", chain.program).exists()]
+
+
+@pytest.mark.parametrize("chain", PRESENT, ids=[" ".join(chain.compiling)[:30] for chain in PRESENT])
+def test_toolchains_work(sandbox: Launcher, chain: Toolchain) -> None:
+    """Case 68: what the host has of compilers, sanitizers, virtual machines and tools works under the profile."""
     with sandbox.job() as job:
-        job.run(compile_argv, files=files, plan={"keep": True}, **GENEROUS).assert_succeeded()
-        return job.run(run_argv, **GENEROUS).assert_succeeded().stdout
+        files = {chain.source: chain.text}
+        job.run(chain.compiling, files=files, plan={"keep": True}, **GENEROUS).assert_succeeded()
+        assert job.run(chain.running, **GENEROUS).assert_succeeded().stdout == chain.output
 
 
-def compilers(*names: str) -> list[str]:
-    """Those of the programs that the host, and so the image `host`, has."""
-    return [name for name in names if Path("/usr/bin", name).exists()]
-
-
-@pytest.mark.parametrize("compiler", compilers("gcc", "clang"))
-def test_c_works(sandbox: Launcher, compiler: str) -> None:
-    """Case 68: a threaded C program is compiled and runs."""
-    out = compile_and_run(sandbox, [compiler, "-O2", "-pthread", "a.c", "-o", "a"], ["./a"], {"a.c": HELLO_C})
-    assert out == b"hello\n"
-
-
-@pytest.mark.parametrize("compiler", compilers("g++", "clang++"))
-def test_cpp_works(sandbox: Launcher, compiler: str) -> None:
-    """Case 68: the C++ standard library's headers are compiled and the result runs."""
-    out = compile_and_run(
-        sandbox, [compiler, "-O1", "-pthread", "a.cc", "-o", "a"], ["./a"], {"a.cc": HELLO_CPP}
-    )
-    assert out == b"hello1\n"
-
-
-@pytest.mark.parametrize("compiler", compilers("gcc", "clang"))
-def test_address_sanitizer_works(sandbox: Launcher, compiler: str) -> None:
-    """Case 68: sanitized programs run, leak check included, and find what they look for."""
+@pytest.mark.skipif(not Path("/usr/bin/gcc").exists(), reason="needs a C compiler in the image `host`")
+def test_address_sanitizer_finds_an_overflow(sandbox: Launcher) -> None:
+    """Case 68: a sanitized program reports what it is made to find."""
     with sandbox.job() as job:
-        files = {"good.c": GOOD_C, "bad.c": OVERFLOW_C}
-        for name in ("good", "bad"):
-            argv = [compiler, "-g", "-fsanitize=address", f"{name}.c", "-o", name]
-            job.run(
-                argv, files=files if name == "good" else None, plan={"keep": True}, **GENEROUS
-            ).assert_succeeded()
-        job.run(["./good"], plan={"keep": True}, **GENEROUS).assert_succeeded()
+        argv = ["gcc", "-g", "-fsanitize=address", "bad.c", "-o", "bad"]
+        job.run(argv, files={"bad.c": OVERFLOW_C}, plan={"keep": True}, **GENEROUS).assert_succeeded()
         bad = job.run(["./bad"], **GENEROUS)
     assert bad.ended["exit_code"] not in (0, None)
     assert b"heap-buffer-overflow" in bad.stderr
-
-
-@pytest.mark.parametrize("machine", compilers("java"))
-def test_java_works(sandbox: Launcher, machine: str) -> None:
-    """Case 68: the compiler, where there is one, and the virtual machine run."""
-    options = ["-XX:ActiveProcessorCount=1", "-Xmx256m"]
-    if not Path("/usr/bin/javac").exists():
-        ran = sandbox.run([machine, *options, "-version"], **GENEROUS).assert_succeeded()
-        assert b"version" in ran.stderr
-        return
-    out = compile_and_run(
-        sandbox, ["javac", "Hello.java"], [machine, *options, "Hello"], {"Hello.java": HELLO_JAVA}
-    )
-    assert out == b"hello\n"
-
-
-COMMON: list[tuple[list[str], bytes]] = [
-    (["/usr/bin/node", "-e", "setTimeout(() => console.log('hello'), 10)"], b"hello\n"),
-    (["/usr/bin/perl", "-e", 'print "hello\\n"'], b"hello\n"),
-    (["/usr/bin/ruby", "-e", "puts 'hello'"], b"hello\n"),
-    (["/usr/bin/lua5.4", "-e", "print('hello')"], b"hello\n"),
-    (["/bin/bash", "-c", "cp /bin/echo /work/e && ./e hello | cat"], b"hello\n"),
-    (["/usr/bin/git", "init", "-q", "repository"], b""),
-    (["/bin/tar", "cf", "/dev/null", "/etc"], b""),
-]
-
-
-PRESENT = [row for row in COMMON if Path(row[0][0]).exists()]
-
-
-@pytest.mark.parametrize(("argv", "output"), PRESENT, ids=[row[0][0] for row in PRESENT])
-def test_common_programs_work(sandbox: Launcher, argv: list[str], output: bytes) -> None:
-    """Case 68: those interpreters and everyday tools that the host has exit 0 under the default profile."""
-    assert sandbox.run(argv, **GENEROUS).assert_succeeded().stdout == output
 
 
 def test_python_works(sandbox: Launcher) -> None:
