@@ -11,11 +11,7 @@ import pytest
 from tests.census import SLOWDOWN
 from tests.sandboxes import Launcher, MiB
 
-"""What the default profile answers, however the arguments look."""
-"""Calls that kernels dropped long ago: refused is enough."""
-
 pytestmark = pytest.mark.kernel
-
 
 HELLO_C = b"""
 #include <pthread.h>
@@ -28,8 +24,6 @@ int main(void) {
     return puts("hello") < 0;
 }
 """
-
-
 HELLO_CPP = b"""
 #include <algorithm>
 #include <iostream>
@@ -42,23 +36,15 @@ int main() {
     std::cout << "hello" << v[0] << std::endl;
 }
 """
-
-
 GOOD_C = b"""
 #include <stdlib.h>
 int main(void) { volatile char *p = malloc(10); p[3] = 1; free((void *)p); return 0; }
 """
-
-
 OVERFLOW_C = b"""
 #include <stdlib.h>
 int main(void) { volatile char *p = malloc(10); p[10] = 1; return 0; }
 """
-
-
 HELLO_JAVA = b'public class Hello { public static void main(String[] a) { System.out.println("hello"); } }\n'
-
-
 JAVA = ("-XX:ActiveProcessorCount=1", "-Xmx256m")
 GENEROUS = {
     "memory": 1024 * MiB,
