@@ -58,6 +58,11 @@ class CgroupV1:
                 cgroups.remove(name, parent)
             raise SandboxError("cgroup", problem.errno or 0, f"mkdir {self._name}/{name}") from problem
 
+    def discard(self, name: str) -> bool:
+        """rmdir in each hierarchy; False while tasks are in one."""
+        left = [parent for parent in self._parents if not cgroups.remove(name, parent)]
+        return not left
+
     def sweep(self) -> int:
         """Kill and remove every leaf of a dead launcher."""
         count = 0
@@ -162,11 +167,6 @@ class LeafV1:
         for fd in {*self.join, *self.reset, self.oom}:
             os.close(fd)
         self.join, self.reset, self.oom, self.cpu = (), (), -1, -1
-
-    def remove(self) -> bool:
-        """rmdir in each hierarchy; False while tasks are in one."""
-        left = [parent for parent in self._parents if not cgroups.remove(self.name, parent)]
-        return not left
 
 
 def _io(text: str) -> tuple[int, int]:

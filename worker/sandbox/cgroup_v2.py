@@ -57,6 +57,14 @@ class CgroupV2:
             raise SandboxError("cgroup", problem.errno or 0, f"mkdir {self._name}/{name}") from problem
         return LeafV2(self._parent, name)
 
+    def discard(self, name: str) -> bool:
+        """rmdir; where that fails cgroup.kill, and False."""
+        if cgroups.remove(name, self._parent):
+            return True
+        with contextlib.suppress(SandboxError):
+            write(f"{name}/cgroup.kill", "1", self._parent)
+        return False
+
     def sweep(self) -> int:
         """Kill and remove every leaf of a dead launcher."""
         names = [entry.name for entry in os.scandir(self._parent) if entry.is_dir(follow_symlinks=False)]
@@ -142,14 +150,6 @@ class LeafV2:
         for fd in (self.birth, self.cpu, *self.reset):
             os.close(fd)
         self.birth, self.cpu, self.reset = -1, -1, ()
-
-    def remove(self) -> bool:
-        """cgroup.kill, then rmdir; False while it is populated."""
-        if cgroups.remove(self.name, self._parent):
-            return True
-        with contextlib.suppress(SandboxError):
-            write(f"{self.name}/cgroup.kill", "1", self._parent)
-        return False
 
 
 def _exists(name: str, directory: int) -> bool:

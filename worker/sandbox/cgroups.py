@@ -61,9 +61,6 @@ class Leaf(Protocol):
     def close(self) -> None:
         """Close every descriptor."""
 
-    def remove(self) -> bool:
-        """Remove the cgroup; False while tasks are still in it."""
-
 
 class Driver(Protocol):
     """One kind of cgroup hierarchy; owner of the parent of all leaves."""
@@ -75,6 +72,9 @@ class Driver(Protocol):
 
     def create(self, name: str) -> Leaf:
         """Make the cgroup of one step, without limits yet."""
+
+    def discard(self, name: str) -> bool:
+        """Remove the cgroup of one step; False while tasks are still in it."""
 
     def sweep(self) -> int:
         """Kill and remove what a dead launcher left in our parent; how many leaves there were."""

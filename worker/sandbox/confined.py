@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from worker.sandbox import syscalls as sc
 from worker.sandbox import wire
+from worker.sandbox.init import ALL_CAPABILITIES
 
 _BENEATH = sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS | sc.RESOLVE_NO_XDEV
 MAX_ENTRIES, MAX_DEPTH, MAX_ERRORS, MAX_SECONDS = 100_000, 64, 50, 10.0
@@ -57,7 +58,7 @@ def _confine(root: int, owner: int, keep: socket.socket | None, work: Callable[[
             os.setresuid(owner, owner, owner)
         kept = frozenset() if owner else frozenset({_CAP_DAC_OVERRIDE, _CAP_FOWNER})
         if not owner:
-            sc.limit_capabilities(kept)
+            sc.drop_from_bounding_set(ALL_CAPABILITIES - kept)
         sc.set_capabilities(kept)
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)

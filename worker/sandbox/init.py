@@ -7,10 +7,11 @@ and afterwards only reaps orphans and waits. The second task enters the step's c
     launcher, zygote             init (PID 1)                     job (PID 2)
        | clone3 ------------------> |  fork ------------------------> | join cgroups, cgroup namespace
        | build + tmpfs -----------> | mounts, pivot_root              | (waits)
+       |                            | first id ---------------------> | unshare(NEWUSER)
+       |                            | uid_map, gid_map <------- "map" |
+       |                            | "go" -------------------------> | no_new_privs, (waits)
        | run + stdio, files ------> | hostname, files                 |
-       |                            | run + stdio ------------------> | rlimits, unshare(NEWUSER)
-       |                            | uid_map, gid_map <--- "mapped?" |
-       |                            | "go" -------------------------> | ids, capabilities, no_new_privs
+       |                            | run + stdio ------------------> | ids, capabilities, rlimits
        | <----------------------------------------- exec (time, CPU)  | seccomp, execve
        | <-------- exit (status) -- | waitpid                         x
        x <-- pidfd: all are dead -- x
@@ -41,6 +42,13 @@ if TYPE_CHECKING:
 NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET | sc.CLONE_NEWIPC | sc.CLONE_NEWUTS
 IDS = 65536
 """Size of a sandbox's id range."""
+
+ALL_CAPABILITIES = frozenset(range(sc.CAP_LAST + 1))
+GRANTABLE = frozenset(
+    sc.CAPABILITIES.index(name)
+    for name in "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_PTRACE SETFCAP".split()
+)
+"""Capabilities that a job may be given, in its own user namespace; whatever a policy says, no other."""
 
 _SIGKILL = 9
 _NEW_ROOT = "/newroot"
@@ -98,10 +106,12 @@ def main(birth: Birth) -> NoReturn:
         order, fds = packets.receive(control)
         if order is not None:
             _build(order, *fds)
+            _map_ids(to_job, pid, order["base"])
             packet, fds = packets.receive_packet(control)
             if packet:
                 _hand_over(packet, fds, to_job)
-                status = _wait(control, to_job, pid)
+                to_job.close()
+                status = _wait(control, pid)
     except SandboxError as problem:
         _report(control, problem)
     except OSError as problem:
@@ -216,14 +226,18 @@ def _write_file(work: int, path: str, mode: int, content: bytes, owner: int) -> 
 # --- init: the wait --------------------------------------------------------------------------------------
 
 
-def _wait(control: _socket.socket, to_job: _socket.socket, job: int) -> int:
-    """Map the job's user namespace, then reap until the job itself is gone; its orphans die with us."""
-    base, _ = packets.receive(to_job)
-    if base is not None:
-        for name in ("uid_map", "gid_map"):
-            _write(f"/proc/{job}/{name}", f"0 {base} {IDS}".encode())
-        packets.send(to_job, "go")
-    to_job.close()
+def _map_ids(to_job: _socket.socket, job: int, base: int) -> None:
+    """Have the job's task make its user namespace, and write its maps: only we may (user_namespaces(7))."""
+    packets.send(to_job, base)
+    if packets.receive(to_job)[0] is None:
+        return
+    for name in ("uid_map", "gid_map"):
+        _write(f"/proc/{job}/{name}", f"0 {base} {IDS}".encode())
+    packets.send(to_job, "go")
+
+
+def _wait(control: _socket.socket, job: int) -> int:
+    """Reap until the job itself is gone; its orphans die with us."""
     # What is left to do needs no privilege; credentials changed, so the death signal is set once more.
     sc.set_capabilities(frozenset())
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
@@ -262,11 +276,13 @@ def _job(birth: Birth, from_init: _socket.socket) -> NoReturn:
     """PID 2, until execve."""
     try:
         _join(birth)
-        order, stdio = packets.receive(from_init)
-        if order is None:
-            os._exit(0)
-        _become(order, stdio, birth, from_init)
-        _execute(order, birth)
+        base, _ = packets.receive(from_init)
+        if base is not None:
+            _own_user_namespace(base, birth, from_init)
+            order, stdio = packets.receive(from_init)
+            if order is not None:
+                _become(order, stdio)
+                _execute(order, birth)
     except SandboxError as problem:
         _report(birth.control, problem)
     except OSError as problem:
@@ -289,32 +305,20 @@ def _join(birth: Birth) -> None:
     os.setsid()
 
 
-def _become(order: dict[str, Any], stdio: list[int], birth: Birth, from_init: _socket.socket) -> None:
-    """Stdio, then the user namespace, ids and capabilities; each step gives up what the next needs not."""
+def _become(order: dict[str, Any], stdio: list[int]) -> None:
+    """Stdio, ids and capabilities as this job has them."""
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
     packets.close_all(stdio)
-    _own_user_namespace(order["base"])
-    packets.send(from_init, order["base"])
-    answer, _ = packets.receive(from_init)
-    if answer is None:
-        os._exit(127)
-    # Written inside the new namespace: nothing in it may make another user namespace, filter or not.
-    fd = os.open("sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, dir_fd=birth.host_proc)
-    os.write(fd, b"0")
-    os.close(fd)
-    user = order["user"]
-    keep = order["capabilities"]
-    _step("bounding set", sc.limit_capabilities, keep)
+    user, keep = order["user"], order["capabilities"]
+    _step("bounding set", sc.drop_from_bounding_set, GRANTABLE - keep)
     _step("setresgid", os.setresgid, user, user, user)
     _step("setresuid", os.setresuid, user, user, user)
     if user == 0:
         _step("capset", sc.set_capabilities, keep)
-    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-    os.umask(0o022)
 
 
-def _own_user_namespace(base: int) -> None:
+def _own_user_namespace(base: int, birth: Birth, from_init: _socket.socket) -> None:
     """unshare(CLONE_NEWUSER) as the first id of the range, not as root: the namespace's owner pays for what is
     counted per user on the whole host (inotify instances, pending signals, message queues)."""
     _step("setgroups", os.setgroups, [])
@@ -324,6 +328,17 @@ def _own_user_namespace(base: int) -> None:
     # A host may keep user namespaces from those without CAP_SYS_ADMIN (Debian's unprivileged_userns_clone).
     _step("capset", sc.set_capabilities, frozenset({sc.CAP_SYS_ADMIN}))
     _step("userns", sc.unshare, sc.CLONE_NEWUSER)
+    packets.send(from_init, "map")
+    if packets.receive(from_init)[0] is None:
+        os._exit(127)
+    # Written inside the new namespace: nothing in it may make another user namespace, filter or not.
+    fd = os.open("sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, dir_fd=birth.host_proc)
+    os.write(fd, b"0")
+    os.close(fd)
+    _step("bounding set", sc.drop_from_bounding_set, ALL_CAPABILITIES - GRANTABLE)
+    _step("ambient set", sc.prctl, sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
+    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+    os.umask(0o022)
 
 
 def _step(name: str, call: Callable[..., object], *arguments: object) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from worker.sandbox import cgroups, confined, host, layout, seccomp, wire
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import SLOTS, IdRange
+from worker.sandbox.janitor import Janitor
 from worker.sandbox.plan import Ceilings
 from worker.sandbox.pool import Pool
 from worker.sandbox.rootfs import Rootfs
@@ -36,7 +37,7 @@ from worker.sandbox.session import Session
 from worker.sandbox.workspace import Depot, Workspace
 from worker.sandbox.zygote import Zygote
 
-_MANY_INODES, _STUCK_CHECK = 5000, 0.2
+_MANY_INODES = 5000
 PROFILES = Path(__file__).parents[2] / "policies" / "syscalls"
 
 
@@ -51,7 +52,6 @@ class Launcher:
         self._on: dict[int, Callable[[], None]] = {}
         self._pool = Pool(self, prepared)
         self._running: dict[Sandbox, Session] = {}
-        self._stuck: list[Sandbox] = []
         self._sessions: set[Session] = set()
         self._free_ids: list[IdRange] = []
         self._slots_used = self._serial = 0
@@ -85,10 +85,13 @@ class Launcher:
             if idle and not events:
                 self._pool.refill()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running."""
+        return bool(self._running)
+
     def _timeout(self) -> float:
         wake = min((box.wake for box in self._running), default=float("inf"))
-        if self._stuck:
-            wake = min(wake, time.monotonic() + _STUCK_CHECK)
         return -1 if wake == float("inf") else max(0.0, wake - time.monotonic())
 
     def _tick(self) -> None:
@@ -96,8 +99,6 @@ class Launcher:
         for box in [box for box in self._running if box.wake <= now]:
             if box.tick(now):
                 self._end(box, stuck=True)
-        if self._stuck:
-            self._stuck = [box for box in self._stuck if not box.leaf.remove()]
 
     # --- sandboxes
 
@@ -131,8 +132,7 @@ class Launcher:
         del self._running[box]
         for fd in {box.pidfd, box.control.fileno(), box.leaf.oom} - {-1}:
             self.unwatch(fd)
-        if not box.close():
-            self._stuck.append(box)
+        box.close()
 
     # --- rooms
 
@@ -218,9 +218,10 @@ class Launcher:
             session.close()
 
     def close(self) -> None:
-        """Throw away what was prepared, and end the zygote."""
+        """Throw away what was prepared, and end the zygote and the janitor."""
         self._pool.close()
         self.host.zygote.close()
+        self.host.janitor.close()
 
 
 def log(event: str, **fields: object) -> None:
@@ -284,6 +285,7 @@ def serve(arguments: argparse.Namespace) -> None:
         driver = cgroups.detect(f"stockade-{number.value}")
         stack.callback(driver.remove)
         images = host.images(arguments.state, arguments.image_host == "on")
+        janitor = Janitor(driver)
         host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         listener, remove = None, None
         if arguments.socket:
@@ -295,7 +297,7 @@ def serve(arguments: argparse.Namespace) -> None:
         zygote.begin(namespace, host_proc, {name: program.bpf for name, program in programs.items()})
         os.close(namespace)
         hidden = tuple(layout.hidden(_open_to_all(host_proc).__contains__))
-        shared = Host(driver, programs, zygote, host_proc, hidden, arguments.slowdown)
+        shared = Host(driver, programs, zygote, janitor, host_proc, hidden, arguments.slowdown)
         launcher = Launcher(shared, images, number, arguments.prepared)
         stack.callback(launcher.close)
         _signals(launcher)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_PACKET = 420 * 1024
 _FD_SPACE = _socket.CMSG_SPACE(16 * 4)
+_BUFFER = bytearray(MAX_PACKET)  # one for all: each process that uses it has one thread
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
@@ -39,12 +40,12 @@ def send(sock: _socket.socket, message: Any, fds: Iterable[int] = ()) -> None:
 
 def receive_packet(sock: _socket.socket) -> tuple[bytes, list[int]]:
     """One packet, not yet loaded, and its descriptors (close-on-exec). Empty bytes: the other end is gone."""
-    packet, ancillary, _, _ = sock.recvmsg(MAX_PACKET, _FD_SPACE, _socket.MSG_CMSG_CLOEXEC)
+    size, ancillary, _, _ = sock.recvmsg_into([_BUFFER], _FD_SPACE, _socket.MSG_CMSG_CLOEXEC)
     fds = []
     for _, _, data in ancillary:
         for at in range(0, len(data) - 3, 4):
             fds.append(int.from_bytes(data[at : at + 4], "little"))
-    return packet, fds
+    return bytes(memoryview(_BUFFER)[:size]), fds
 
 
 def loads(packet: bytes) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from worker.sandbox.errors import SandboxError
-from worker.sandbox.init import IDS
+from worker.sandbox.init import GRANTABLE, IDS
 from worker.sandbox.syscalls import CAPABILITIES
 
 _HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})")
@@ -51,9 +51,7 @@ class Ceilings:
     file_size: int = 1 << 40
     stack: int = 1 << 40
     arguments: int = 256 * 1024
-    capabilities: frozenset[str] = frozenset(
-        "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_PTRACE SETFCAP".split()
-    )
+    capabilities: frozenset[str] = frozenset(CAPABILITIES[number] for number in GRANTABLE)
 
 
 FLOORS = {

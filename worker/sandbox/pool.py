@@ -30,9 +30,10 @@ class Pool:
 
     @property
     def hungry(self) -> bool:
-        """Whether ``refill`` would do something."""
+        """Whether to ``refill`` now: while jobs run, making more would take the processors from them, so then
+        only the last one is replaced."""
         ready = len(self._built) + len(self._bare) + len(self._unborn) - len(self._wanting)
-        return ready < self._size
+        return ready < (min(1, self._size) if self._launcher.busy else self._size)
 
     def refill(self) -> None:
         """Ask for one more sandbox."""

@@ -20,6 +20,7 @@ from worker.sandbox.cgroups import Driver
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import IdRange
 from worker.sandbox.init import IDS
+from worker.sandbox.janitor import Janitor
 from worker.sandbox.layout import STAGE, Operation, layout, orders
 from worker.sandbox.plan import Plan, capability_numbers, rlimits
 from worker.sandbox.rootfs import Rootfs
@@ -43,6 +44,7 @@ class Host:
     driver: Driver
     programs: Mapping[str, Program]
     zygote: Zygote
+    janitor: Janitor
     host_proc: int
     hidden: tuple[Operation, ...]
     slowdown: float = 1.0
@@ -112,6 +114,7 @@ class Sandbox:
         if step == 0:
             directories.append((f"{STAGE}/work", 0o755, base))
         order = {
+            "base": base,
             "stage": STAGE,
             "directories": directories,
             "layers": room.rootfs.layers,
@@ -323,13 +326,13 @@ class Sandbox:
             "kernel": KERNEL,
         }
 
-    def close(self) -> bool:
-        """Give everything back; False when the cgroup can't be removed because something in it will not die."""
+    def close(self) -> None:
+        """Give everything back; the cgroup goes when nothing is in it any more."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.control.close()
         self.leaf.close()
-        return self.leaf.remove()
+        self._host.janitor.remove(self.name)
 
 
 def _bytes(text: str) -> bytes:

@@ -219,12 +219,10 @@ def sethostname(name: str) -> None:
     _sethostname(name.encode(), len(name.encode()))
 
 
-def limit_capabilities(keep: frozenset[int]) -> None:
-    """Cut the bounding set to ``keep`` and empty the ambient set (capabilities(7))."""
-    for capability in range(CAP_LAST + 1):
-        if capability not in keep:
-            _prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+def drop_from_bounding_set(capabilities: frozenset[int]) -> None:
+    """PR_CAPBSET_DROP of each (capabilities(7))."""
+    for capability in capabilities:
+        _prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def set_capabilities(keep: frozenset[int]) -> None:
