@@ -83,7 +83,7 @@ def _leaf() -> Iterator[cgroups.Leaf]:
             with contextlib.ExitStack() as undo:
                 undo.callback(driver.remove)
                 leaf = driver.create("trial")
-                undo.callback(_remove, leaf)
+                undo.callback(_remove, driver, leaf.name)
                 undo.callback(leaf.close)
                 leaf.set_limits(LIMITS)
                 yield leaf
@@ -106,10 +106,10 @@ def _subtrees_as_before() -> Iterator[None]:
                     control.write_text(f"-{name}")
 
 
-def _remove(leaf: cgroups.Leaf) -> None:
+def _remove(driver: cgroups.Driver, name: str) -> None:
     """Remove the leaf; the kernel needs a moment to let dead tasks go."""
     end = time.monotonic() + 5
-    while not leaf.remove() and time.monotonic() < end:
+    while not driver.discard(name) and time.monotonic() < end:
         time.sleep(0.01)
 
 
