@@ -327,8 +327,10 @@ class Launcher:
             )
         end = time.monotonic() + 20 * SLOWDOWN
         while not self._answers():
-            assert process.poll() is None, f"the launcher ended: {self.log.read_text()}"
-            assert time.monotonic() < end, f"no launcher: {self.log.read_text()}"
+            if process.poll() is not None or time.monotonic() > end:
+                process.kill()
+                process.wait()
+                raise AssertionError(f"no launcher: {self.log.read_text()}")
             time.sleep(0.02)
         return process
 

@@ -181,21 +181,24 @@ def test_a_killed_launcher_takes_its_jobs_along() -> None:
             "signal.signal(15, signal.SIG_IGN)\n[os.fork() for _ in range(3)]\nsay('up')\ntime.sleep(1000)"
         )
         job.line()
+        end = time.monotonic() + 10 * SLOWDOWN
+        while len(doomed.pids()) < 8 and time.monotonic() < end:
+            time.sleep(0.02)
         inside = census.descendants(doomed.process.pid)
-        assert len(doomed.pids()) >= 8
+        assert len(inside) > 8
         os.kill(doomed.process.pid, signal.SIGKILL)
         doomed.process.wait()
     end = time.monotonic() + census.SETTLE_SECONDS
     while [pid for pid in inside if os.path.exists(f"/proc/{pid}")] and time.monotonic() < end:
         time.sleep(0.02)
     assert [pid for pid in inside if os.path.exists(f"/proc/{pid}")] == []
+    doomed.remove()
     after = Launcher()
     try:
         after.run(["/bin/true"]).assert_succeeded()
         name = census.parent_cgroup(after.process.pid)
     finally:
         after.stop()
-        doomed.remove()
     assert name
     assert not [
         path for mount in census.cgroup_mounts() for path in mount.glob(f"**/{name}/*") if path.is_dir()
