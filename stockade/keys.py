@@ -130,7 +130,7 @@ def key_list(tenant_name: str, redis: str | None, state: Path) -> None:
 @click.argument("key_id")
 @_where
 def key_revoke(key_id: str, redis: str | None, state: Path) -> None:
-    """Make the key with KEY_ID worthless at once."""
+    """Make the key with KEY_ID worthless, within five seconds everywhere."""
     with _connected(redis, state) as client:
         if not tenants.revoke_key(client, key_id):
             raise click.ClickException(f"there is no key with the id {key_id!r}. See: stockade key list")

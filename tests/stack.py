@@ -120,12 +120,23 @@ def left_of(state: Path) -> list[str]:
 
 
 def cgroups_of(state: Path) -> set[tuple[str, int]]:
-    """Path and inode of the cgroups of this state's launcher; an inode never comes back with a new cgroup."""
-    ready = re.search(r'"number": (\d+)', (state / "logs" / "launcher.log").read_text())
-    assert ready
-    name = f"stockade-{ready[1]}"
-    found = (path for root, names, _ in os.walk("/sys/fs/cgroup") for path in (Path(root, n) for n in names))
-    return {(str(path), path.stat().st_ino) for path in found if path.name == name}
+    """Path and inode of the cgroups of this state's running launcher; no new cgroup ever has an old inode."""
+    ready = re.findall(r'"number": (\d+)', (state / "logs" / "launcher.log").read_text())
+    (pid,) = (entry.name for entry in Path("/proc").iterdir() if is_launcher_of(state, entry.name))
+    own = {line.split(":", 2)[2].strip("/") for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()}
+    mounts = re.findall(r"^\S+ (\S+) cgroup", Path("/proc/mounts").read_text(), re.MULTILINE)
+    found = {Path(mount, path, f"stockade-{ready[-1]}") for mount in mounts for path in own}
+    return {(str(path), path.stat().st_ino) for path in found if path.is_dir()}
+
+
+def is_launcher_of(state: Path, pid: str) -> bool:
+    """Whether a process is the launcher, not a child of it, of this state directory."""
+    try:
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        return False
+    line = command_line(pid)
+    return f"--socket {state}/run/" in line and " up " in command_line(parent)
 
 
 def still_there(cgroups: set[tuple[str, int]]) -> list[str]:
