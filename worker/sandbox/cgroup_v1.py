@@ -43,6 +43,7 @@ class CgroupV1:
         self._outer = {base: os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for base in opened}
         self._parents = tuple(opened.values())
         self._by_controller = {controller: opened[base] for controller, base in bases.items()}
+        cgroups.require_swap_limit("memory.memsw.limit_in_bytes", self._by_controller["memory"])
         self.sweep()
 
     def create(self, name: str) -> cgroups.Leaf:

@@ -28,7 +28,8 @@ class CgroupV2:
         self._base, self._name = base, name
         wanted = CONTROLLERS | (OPTIONAL & available)
         # Only a real root has no cgroup.type; elsewhere a cgroup with processes can't give controllers on.
-        if os.path.exists(os.path.join(base, "cgroup.type")):
+        self._delegated = os.path.exists(os.path.join(base, "cgroup.type"))
+        if self._delegated:
             self._leave(base)
         enable = " ".join(f"+{controller}" for controller in sorted(wanted))
         try:
@@ -41,6 +42,7 @@ class CgroupV2:
         self._parent = os.open(os.path.join(base, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._parent_of_parent = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         write("cgroup.subtree_control", enable, self._parent)
+        cgroups.require_swap_limit("memory.swap.max", self._parent)
         self.sweep()
 
     def _leave(self, base: str) -> None:
@@ -78,6 +80,14 @@ class CgroupV2:
     def remove(self) -> None:
         """Remove the parent; it stays when a stuck leaf is still in it."""
         cgroups.remove(self._name, self._parent_of_parent)
+        if self._delegated:
+            # Back where we came from, which takes processes again once no controller is given on.
+            with contextlib.suppress(SandboxError):
+                given = read("cgroup.subtree_control", self._parent_of_parent).split()
+                disable = " ".join(f"-{controller}" for controller in given)
+                write("cgroup.subtree_control", disable, self._parent_of_parent)
+                write("cgroup.procs", "0", self._parent_of_parent)
+                cgroups.remove(f"{self._name}-launcher", self._parent_of_parent)
         os.close(self._parent)
         os.close(self._parent_of_parent)
 

@@ -154,6 +154,14 @@ def _v2_base(own: str, top: str) -> str:
     return top if others else own
 
 
+def require_swap_limit(file: str, parent: int) -> None:
+    """``SandboxError`` where the host swaps and this controller can't keep a job from it."""
+    swaps = read("/proc/swaps").splitlines()[1:]
+    if swaps and not os.access(file, os.F_OK, dir_fd=parent):
+        hint = "switch swap off (swapoff -a), or boot with swapaccount=1"
+        raise SandboxError("cgroup", subject=file, hint=hint)
+
+
 def read(path: str, parent: int | None = None) -> str:
     """A cgroup file's text, empty when it is not there."""
     try:

@@ -120,7 +120,12 @@ def collect(connection: socket.socket, patterns: tuple[str, ...], max_files: int
     errors: list[dict[str, str]] = []
     sent: set[str] = set()
     left = max_bytes
-    work = os.open("/work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        work = os.open("/work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as problem:
+        closed = [{"path": pattern[:1024]} | _why(problem) for pattern in patterns[:MAX_ERRORS]]
+        wire.send(connection, {"op": "collected", "errors": closed})
+        return
     try:
         for path, asked in _candidates(work, patterns, errors):
             if path in sent:

@@ -105,11 +105,12 @@ def main(birth: Birth) -> NoReturn:
         _loopback_up()
         order, fds = packets.receive(control)
         if order is not None:
-            _build(order, *fds)
+            tmpfs, userns = fds
+            _build(order, tmpfs, userns)
             _map_ids(to_job, pid, order["base"])
             packet, fds = packets.receive_packet(control)
             if packet:
-                _hand_over(packet, fds, to_job)
+                _hand_over(packet, fds, tmpfs, to_job)
                 to_job.close()
                 status = _wait(control, pid)
     except SandboxError as problem:
@@ -140,13 +141,14 @@ def _build(order: dict[str, Any], tmpfs: int, userns: int) -> None:
         _attach_layer(layer, f"/l/{number}", userns)
     mounts.apply(order["operations"], _NEW_ROOT)
     _enter(_NEW_ROOT)
-    os.close(tmpfs)
     os.close(userns)
 
 
-def _hand_over(packet: bytes, fds: list[int], to_job: _socket.socket) -> None:
+def _hand_over(packet: bytes, fds: list[int], tmpfs: int, to_job: _socket.socket) -> None:
     """What is particular to this job; then its own task gets the orders and the stdio."""
     order = packets.loads(packet)
+    _step("disk", sc.reconfigure, tmpfs, order["caps"])
+    os.close(tmpfs)
     sc.sethostname(order["hostname"])
     owner = order["base"] + order["user"]
     if order["step"] == 0 and order["user"]:

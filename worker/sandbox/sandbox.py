@@ -126,12 +126,11 @@ class Sandbox:
         finally:
             os.close(mount)
 
-    def start(self, plan: Plan, step: int, fds: list[int]) -> None:
+    def start(self, plan: Plan, step: int, caps: dict[str, str | None], fds: list[int]) -> None:
         """Write the limits and send the orders; fds: stdin, stdout, stderr and perhaps the files."""
         assert self.room is not None
         self.plan = plan
         self.leaf.set_limits(plan.limits)
-        self.room.workspace.resize(plan.limits)
         order = {
             "program": plan.argv[0],
             "places": _places(plan.argv[0], plan.env.get("PATH", "")),
@@ -145,6 +144,7 @@ class Sandbox:
             "rlimits": rlimits(plan.limits),
             "base": self.room.ids.base,
             "step": step,
+            "caps": caps,
         }
         self._send(order, tuple(fds))
         self.deadline = time.monotonic() + SETUP_SECONDS * self._host.slowdown

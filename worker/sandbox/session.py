@@ -95,11 +95,13 @@ class Session:
             self._doomed = "cancelled"
         self._sandbox, self._fds, self._step = box, [], step + 1
         try:
+            room = box.room or self.room
+            assert room is not None
+            self.room = room
+            caps = room.workspace.caps(wanted.limits, step)
             if box.room is None:
-                assert self.room is not None
-                box.build(self.room, step)
-            self.room = box.room
-            box.start(wanted, step, fds)
+                box.build(room, step)
+            box.start(wanted, step, caps, fds)
             if self._doomed:
                 box.kill(self._doomed)
         except SandboxError as problem:
@@ -194,8 +196,9 @@ class Session:
     # --- the peer's end
 
     def _send(self, answer: dict[str, Any]) -> None:
+        # A peer that does not read its answers is as good as gone; nobody waits for it.
         try:
-            wire.send(self._connection, answer)
+            wire.send(self._connection, answer, flags=socket.MSG_DONTWAIT)
         except (OSError, wire.WireError):
             self._leave()
 

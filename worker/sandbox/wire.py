@@ -36,14 +36,16 @@ def encode(message: dict[str, Any]) -> bytes:
     return packet
 
 
-def send(sock: socket.socket, message: dict[str, Any] | bytes, fds: tuple[int, ...] = ()) -> None:
+def send(
+    sock: socket.socket, message: dict[str, Any] | bytes, fds: tuple[int, ...] = (), flags: int = 0
+) -> None:
     """Send one message with descriptors; ``OSError`` as sendmsg(2)."""
     packet = message if isinstance(message, bytes) else encode(message)
     if fds:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        sock.sendmsg([packet], ancillary, socket.MSG_NOSIGNAL)
+        sock.sendmsg([packet], ancillary, flags | socket.MSG_NOSIGNAL)
     else:
-        sock.send(packet, socket.MSG_NOSIGNAL)
+        sock.send(packet, flags | socket.MSG_NOSIGNAL)
 
 
 def receive_packet(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:

@@ -15,7 +15,7 @@ from worker.sandbox.layout import SAFE
 from worker.sandbox.plan import StepLimits
 
 # What we and overlayfs make for one step is not the job's: root, work, upper, shm and overlay's work directories.
-_OWN_INODES = 7
+_OWN_INODES, _BETWEEN_STEPS = 7, 2
 
 
 class Depot:
@@ -41,7 +41,7 @@ class Workspace:
     """The tmpfs of one job. ``directory`` is the descriptor of its root."""
 
     def __init__(self, depot: Depot, name: str, keep: bool) -> None:
-        """``keep``: it will be mounted more than once. Until ``resize`` there is room for our set-up only."""
+        """``keep``: it will be mounted more than once. Until then there is room for our set-up only."""
         self._depot, self._path, self._kept = depot, f"/jobs/{name}", keep
         options = {"size": "64k", "nr_inodes": "64", "mode": "0755"}
         self._mount = sc.new_mount("tmpfs", dict(options), SAFE)
@@ -51,15 +51,20 @@ class Workspace:
                 os.mkdir(self._path)
                 sc.attach(self._mount, self._path)
 
-    def resize(self, limits: StepLimits) -> None:
-        """Set the step's caps: ``size`` rounded up to whole pages, ``nr_inodes`` beside our own (tmpfs(5)).
+    def caps(self, limits: StepLimits, step: int) -> dict[str, str | None]:
+        """The tmpfs options for the next step, which init sets when it has built the step's file system.
 
-        A cap below what an earlier step has left in the workspace leaves no room for more.
+        A cap below what earlier steps have left in the workspace leaves no room for more.
         """
-        used, inodes, _, _ = self.used()
-        size = str(max(limits.disk, used))
-        nr_inodes = str(max(limits.disk_inodes, inodes) + _OWN_INODES)
-        sc.reconfigure(self._mount, {"size": size, "nr_inodes": nr_inodes})
+        size, inodes = limits.disk, limits.disk_inodes
+        if step:
+            status = os.fstatvfs(self.directory)
+            used, files = status.f_blocks - status.f_bfree, status.f_files - status.f_ffree
+            size, inodes = max(size, used * status.f_frsize), max(inodes, files - _BETWEEN_STEPS)
+            # Until then there is room to build in, however full the job has left it.
+            room = {"size": str(size + (64 << 10)), "nr_inodes": str(inodes + 64)}
+            sc.reconfigure(self._mount, dict(room))
+        return {"size": str(size), "nr_inodes": str(inodes + _OWN_INODES)}
 
     def mount(self) -> int:
         """A detached mount for the next step; the caller closes it."""
