@@ -60,6 +60,11 @@ def descendants(root: int) -> list[int]:
     return sorted(pid for pid in parents if root in ancestors(pid, parents))
 
 
+def is_ours(pid: int) -> bool:
+    """Whether a process is the service's own: prepared for a job, or at work for one, but not a job's."""
+    return read(f"/proc/{pid}/comm").startswith("stockade-")
+
+
 def job_processes(launcher: int) -> frozenset[str]:
     """Processes with a job's uid that are of our launcher, or that no other launcher accounts for."""
     parents = processes()
@@ -67,7 +72,7 @@ def job_processes(launcher: int) -> frozenset[str]:
     for pid in parents:
         if uid_of(pid) >= FIRST_JOB_UID:
             above = list(ancestors(pid, parents))
-            if launcher in above or not any(_is_launcher(parent) for parent in above):
+            if (launcher in above and not is_ours(pid)) or not any(_is_launcher(parent) for parent in above):
                 found.add(pid)
     return frozenset(f"{pid} {read(f'/proc/{pid}/comm').strip()}" for pid in found)
 
@@ -75,7 +80,8 @@ def job_processes(launcher: int) -> frozenset[str]:
 def helpers(launcher: int) -> tuple[str, ...]:
     """Names of the launcher's own processes: what it has prepared, and what is still at work for it."""
     below = descendants(launcher)
-    return tuple(sorted(read(f"/proc/{pid}/comm").strip() for pid in below if uid_of(pid) < FIRST_JOB_UID))
+    ours = (pid for pid in below if uid_of(pid) < FIRST_JOB_UID or is_ours(pid))
+    return tuple(sorted(read(f"/proc/{pid}/comm").strip() for pid in ours))
 
 
 def _is_launcher(pid: int) -> bool:

