@@ -65,7 +65,7 @@ class Settings(BaseModel):
         default="127.0.0.1:8000", description="Address on which the API listens, HOST:PORT."
     )
     policies: Path | None = Field(default=None, description="Directory of further policies (YAML).")
-    slots: Annotated[int, Ge(1), Le(4096)] = Field(
+    slots: Annotated[int, Ge(1), Le(240)] = Field(
         default_factory=lambda: 2 * _cores(), description="Sandboxes that one worker runs at a time."
     )
     lease: Annotated[float, Ge(1), Le(600)] = Field(

@@ -6,7 +6,7 @@ is stored and the worker asks it again before the job is run.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import Field
 
@@ -189,8 +189,7 @@ def _directories(files: Sequence[FileRequest]) -> set[str]:
 
 
 def _over_ceiling(field: str, asked: LimitsRequest, ceilings: Limits) -> Iterator[Violation]:
-    for name in asked.model_fields_set:
-        got: Any = getattr(asked, name)
+    for name, got in asked:
         most = getattr(ceilings, name)
         if got is not None and got > most:
             message = f"{name} of {got} is over the policy's ceiling of {most}"

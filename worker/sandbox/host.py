@@ -15,7 +15,7 @@ from worker.sandbox.layout import READ_ONLY, SAFE
 from worker.sandbox.rootfs import HOST, HOST_NOTE, Rootfs, host_views, make_host_layer
 
 RUN = "/run/stockade"
-LAUNCHERS, SLOTS = 64, 64
+LAUNCHERS, SLOTS = 16, 256
 FIRST_ID = 0x7000_0000
 """Above every range that Debian's subuid and systemd's containers use (systemd UIDS-GIDS.md), below 2^31."""
 

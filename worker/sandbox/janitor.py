@@ -25,6 +25,7 @@ class Janitor:
 
     def __init__(self, driver: Driver) -> None:
         """Start the process."""
+        self._driver = driver
         self._socket, theirs = packets.pair()
         self.pid, _ = sc.clone3(0)
         if self.pid == 0:
@@ -34,7 +35,11 @@ class Janitor:
 
     def remove(self, name: str) -> None:
         """Have the cgroup of a step removed as soon as nothing is in it."""
-        packets.send(self._socket, name)
+        try:
+            packets.send(self._socket, name)
+        except OSError:
+            # It is gone: then it is done here, once, and what is left by the next launcher's sweep.
+            self._driver.discard(name)
 
     def close(self) -> None:
         """Let it finish what can be removed now, and end."""
