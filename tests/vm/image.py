@@ -24,7 +24,17 @@ HOST_PACKAGES = {  # a program that shows that the package is there: the package
     "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
 }
-GUEST_PACKAGES = ("ca-certificates", "g++", "iproute2", "kmod", "mount", "procps", "python3", "python3-venv")
+GUEST_PACKAGES = (
+    "ca-certificates",
+    "curl",
+    "g++",
+    "iproute2",
+    "kmod",
+    "mount",
+    "procps",
+    "python3",
+    "python3-venv",
+)
 META_PACKAGES = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "crc32c")
 DRIVERS_KEPT = ("block", "virtio", "net")  # the others are for hardware that the machine lacks
