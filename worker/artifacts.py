@@ -31,6 +31,9 @@ def collect(session: Session, attempt: Attempt, policy: Policy, store: Store) ->
     left = policy.outputs_bytes
     for file in session.collect(patterns, policy.outputs_max, policy.outputs_bytes, told):
         with open(file.fd, "rb") as content:
+            if not _is_text(file.path):
+                errors.append(_no_text(file.path))
+                continue
             data = content.read(left + 1)
         if len(data) > left:
             errors.append(_too_large(file.path, policy.outputs_bytes))
@@ -42,6 +45,20 @@ def collect(session: Session, attempt: Attempt, policy: Policy, store: Store) ->
         artifacts.append(Artifact(path=file.path, size=len(data), sha256=digest, mode=mode))
     errors.extend(ArtifactError(**each) for each in told)
     return tuple(artifacts), tuple(errors)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a name is UTF-8; the bytes of one that is not come as lone surrogates (PEP 383)."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_text(path: str) -> ArtifactError:
+    message = "Its name is not UTF-8, so that no address could name it."
+    return ArtifactError(path=path, error="name_not_text", message=message)
 
 
 def _too_large(path: str, most: int) -> ArtifactError:

@@ -155,7 +155,7 @@ def mounts_of(state: Path) -> list[str]:
 def test_ctrl_c_among_running_jobs_leaves_nothing_and_loses_none(up: Up) -> None:
     """No process, cgroup, mount or socket is left; started again, it finishes every job, and old ones are there."""
     mark = f"86{os.getpid():06d}.5"
-    up.start("--slots", "6", "--grace", "1")
+    up.start("--slots", "6", "--grace", "3")
     with up.client() as client:
         service = Service(up, client)
         done = service.run({"command": shell("echo kept | tee f"), "outputs": ["f"]})
@@ -172,7 +172,7 @@ def test_ctrl_c_among_running_jobs_leaves_nothing_and_loses_none(up: Up) -> None
     assert still_there(cgroups) == []
     assert mounts_of(up.state) == []
     assert not any(path.is_socket() for path in up.state.rglob("*"))
-    up.start("--slots", "6", "--grace", "1")
+    up.start("--slots", "6", "--grace", "3")
     with up.client() as client:
         service = Service(up, client)
         assert client.get(f"/v1/jobs/{done['id']}").json() == done

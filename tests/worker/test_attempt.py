@@ -145,6 +145,15 @@ def test_artifacts_are_kept_with_their_digests(workshop: Workshop, claim: Claim,
     assert store.get_artifact(claimed.job.id, "d.txt/b") == b"two"
 
 
+def test_artifact_whose_name_is_no_text_is_told(workshop: Workshop, claim: Claim) -> None:
+    """A name that is not UTF-8 cannot be asked for: it is an error of the job's, escaped, not a fault of ours."""
+    script = r"printf one > $(printf 'a\377'); printf two > b; printf three > ü"
+    result = run_attempt(claim(command=["bash", "-c", script], outputs=["*"]), workshop, Stop())
+    assert {found.path for found in result.artifacts} == {"b", "ü"}
+    assert [(error.path, error.error) for error in result.artifact_errors] == [("a\\udcff", "name_not_text")]
+    assert b"name_not_text" in result.model_dump_json().encode()
+
+
 def test_artifacts_stop_at_the_policys_bytes(workshop: Workshop, claim: Claim) -> None:
     """No more bytes are read than the policy lets be kept; the file that is too much is named."""
     small = load_policies()["default"].model_copy(update={"outputs_bytes": 10})
