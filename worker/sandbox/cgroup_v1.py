@@ -54,9 +54,11 @@ class CgroupV1:
                 os.mkdir(name, 0o755, dir_fd=parent)
                 made.append(parent)
             return LeafV1(name, self._parents, self._by_controller)
-        except OSError as problem:
+        except (OSError, SandboxError) as problem:
             for parent in made:
                 cgroups.remove(name, parent)
+            if isinstance(problem, SandboxError):
+                raise
             raise SandboxError("cgroup", problem.errno or 0, f"mkdir {self._name}/{name}") from problem
 
     def discard(self, name: str) -> bool:

@@ -11,13 +11,14 @@ import gc
 import os
 import select
 import signal
+import time
 from typing import NoReturn
 
 from worker.sandbox import packets
 from worker.sandbox import syscalls as sc
 from worker.sandbox.cgroups import Driver
 
-_RETRY_MS = 100
+_RETRY_MS, _LAST_SECONDS = 20, 3.0
 
 
 class Janitor:
@@ -63,6 +64,8 @@ def _serve(sock: _socket.socket, driver: Driver) -> NoReturn:
                 break
             left.append(name)
         left = [name for name in left if not driver.discard(name)]
-    for name in left:
-        driver.discard(name)
+    deadline = time.monotonic() + _LAST_SECONDS
+    while left and time.monotonic() < deadline:
+        time.sleep(_RETRY_MS / 1000)
+        left = [name for name in left if not driver.discard(name)]
     os._exit(0)

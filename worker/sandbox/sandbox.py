@@ -307,9 +307,9 @@ class Sandbox:
         if usage["pids_refused"]:
             add("pids", usage["pids_refused"], driver.pids_source)
         if free < os.sysconf("SC_PAGE_SIZE"):
-            add("disk", usage["disk"], "statfs f_bfree")
+            add("disk", usage["disk"], "statfs f_blocks - f_bfree")
         if free_inodes == 0:
-            add("disk_inodes", usage["disk_inodes"], "statfs f_ffree")
+            add("disk_inodes", usage["disk_inodes"], "statfs f_files - f_ffree")
         return found
 
     def _isolation(self, plan: Plan, room: Room) -> dict[str, Any]:
