@@ -125,7 +125,8 @@ def cgroups_of(state: Path) -> set[tuple[str, int]]:
     (pid,) = (entry.name for entry in Path("/proc").iterdir() if is_launcher_of(state, entry.name))
     own = {line.split(":", 2)[2].strip("/") for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()}
     mounts = re.findall(r"^\S+ (\S+) cgroup", Path("/proc/mounts").read_text(), re.MULTILINE)
-    found = {Path(mount, path, f"stockade-{ready[-1]}") for mount in mounts for path in own}
+    # On v2 the top, where the launcher's own cgroup has processes of others (a login session's).
+    found = {Path(mount, path, f"stockade-{ready[-1]}") for mount in mounts for path in own | {""}}
     return {(str(path), path.stat().st_ino) for path in found if path.is_dir()}
 
 
