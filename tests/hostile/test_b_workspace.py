@@ -291,7 +291,11 @@ except OSError: pass
     caps = {"disk": 4 * MiB, "disk_inodes": 200}
     with sandbox.job() as job:
         job.run(fill[limit], plan={"keep": True}, **caps).assert_succeeded()
-        ran = job.run(["/bin/sh", "-c", "echo started; echo x >/work/y"], plan={"keep": True}, **caps)
+        ran = job.run(
+            ["/bin/sh", "-c", "echo started; for n in a b c d; do echo x >/work/$n || exit 1; done"],
+            plan={"keep": True},
+            **caps,
+        )
         assert ran.ended["op"] == "ended", ran.ended
         assert ran.stdout == b"started\n"
         assert ran.ended["exit_code"] != 0
