@@ -18,6 +18,7 @@ from policies.loader import load_policies
 from policies.policy import Policy
 from policies.units import MIB
 
+REDIS_TIMEOUT = 5.0  # seconds that a request waits for a Redis that is silent; then it is 503
 BESIDE_FILES = 4 * MIB  # bytes of a body that are not files: arguments, standard input, JSON itself
 
 
@@ -44,7 +45,7 @@ def max_body(policies: Mapping[str, Policy]) -> int:
 async def running(settings: Settings) -> AsyncIterator[Services]:
     """The services of one application, for as long as it runs."""
     policies = load_policies(settings.policies)
-    redis = connect(settings)
+    redis = connect(settings, REDIS_TIMEOUT)
     queue = Queue(settings)
     finished = FinishedJobs(settings.redis_py)
     try:

@@ -28,6 +28,7 @@ from pydantic import Field
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.client import PubSub
+from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.retry import Retry
 
 from jobs import queue
@@ -91,14 +92,18 @@ class WorkerStatus(Frozen):
     silent: float = Field(description="Seconds since it was last heard of.")
 
 
-def connect(settings: Settings) -> Redis:
-    """A client of the settings' Redis server, for `Store` and `jobs.tenants`. It connects when used."""
+def connect(settings: Settings, timeout: float = 10) -> Redis:
+    """A client of the settings' Redis server, for `Store` and `jobs.tenants`. It connects when used.
+
+    `timeout`: seconds to wait for an answer. A lost connection is tried again; a silent server is not,
+    so that this is how long a call can take.
+    """
     return Redis.from_url(
         settings.redis_py,
-        socket_timeout=10,
-        socket_connect_timeout=5,
+        socket_timeout=timeout,
+        socket_connect_timeout=min(5, timeout),
         health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2, supported_errors=(ConnectionLostError,)),
     )
 
 

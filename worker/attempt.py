@@ -85,7 +85,8 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     except StoppedError as stopped:
         if stopped.reason is not Reason.CANCELLED:
             raise
-        between = Outcome(kind=OutcomeKind.CANCELLED, message=f"It was cancelled after {len(results)} steps.")
+        message = f"It was cancelled after {len(results)} of its {len(steps)} steps."
+        between = Outcome(kind=OutcomeKind.CANCELLED, message=message)
         return JobResult(outcome=between, steps=tuple(results))
 
 

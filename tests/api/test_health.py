@@ -1,9 +1,14 @@
 """Health: alive and ready are two questions."""
 
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
+from api.services import REDIS_TIMEOUT
 from jobs.settings import Settings
 from jobs.store import Store
 
@@ -49,3 +54,21 @@ def test_it_starts_without_redis(own_redis: Any, serving: Any, store: Store) -> 
         assert client.get("/readyz").status_code == 503
         own_redis.start()
         assert client.get("/readyz").json()["redis"]["ready"] is True
+
+
+def test_a_silent_redis_is_no_reason_to_be_silent(own_redis: Any, serving: Any) -> None:
+    """A Redis that takes connections and answers nothing is 503 within seconds, on every route."""
+    served = serving(Settings(redis=own_redis.url))
+    with served.client("sk_0011223344556677_" + "a" * 43) as client, ThreadPoolExecutor(2) as pool:
+        assert client.get("/v1/jobs/job_1").status_code == 401
+        os.kill(own_redis.server.pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            answers = list(pool.map(client.get, ["/readyz", "/v1/jobs/job_1"]))
+            took = time.monotonic() - begun
+        finally:
+            os.kill(own_redis.server.pid, signal.SIGCONT)
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert answers[1].json()["component"] == "redis"
+        assert took < 4 * REDIS_TIMEOUT
+        assert client.get("/v1/jobs/job_1").status_code == 401
