@@ -59,7 +59,7 @@ def _confine(root: int, owner: int, keep: socket.socket | None, work: Callable[[
         kept = frozenset() if owner else frozenset({_CAP_DAC_OVERRIDE, _CAP_FOWNER})
         if not owner:
             sc.drop_from_bounding_set(ALL_CAPABILITIES - kept)
-        sc.set_capabilities(kept)
+        sc.set_capabilities(sc.capability_sets(kept))
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         work()

@@ -44,15 +44,19 @@ IDS = 65536
 """Size of a sandbox's id range."""
 
 ALL_CAPABILITIES = frozenset(range(sc.CAP_LAST + 1))
+_NO_CAPABILITY = sc.capability_sets(frozenset())
+_ONLY_SYS_ADMIN = sc.capability_sets(frozenset({sc.CAP_SYS_ADMIN}))
 GRANTABLE = frozenset(
     sc.CAPABILITIES.index(name)
     for name in "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_PTRACE SETFCAP".split()
 )
 """Capabilities that a job may be given, in its own user namespace; whatever a policy says, no other."""
+_NEVER_GRANTED = tuple(ALL_CAPABILITIES - GRANTABLE)
 
 _SIGKILL = 9
 _NEW_ROOT = "/newroot"
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
+_LOOPBACK_UP = struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING)
 _FILE_HEADER = struct.Struct("<HIQ")
 _OOM_SCORE = b"500"
 _LAYER = sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
@@ -70,38 +74,46 @@ _PIPES = _device_of_pipes()  # st_dev of anonymous pipes; a named FIFO of the ho
 
 
 class Birth:
-    """What the two tasks inherit from the zygote: descriptors for one sandbox, and the filters by name."""
+    """What the two tasks inherit from the zygote: descriptors for one sandbox, and the filters by name.
+
+    Made before the first of them is: what the zygote writes to it pays for once, what they write both copy.
+    """
 
     def __init__(
-        self, head: dict[str, int], fds: list[int], host_proc: int, filters: dict[str, bytes]
+        self, head: dict[str, int], fds: list[int], host_proc: int, filters: dict[str, sc.Filter], zygote: int
     ) -> None:
+        self.to_job, self.from_init = packets.pair()
         joins, resets = head["join"], head["reset"]
         self.control = _socket.socket(fileno=fds[0])
         self.cpu = fds[1]
         self.join, self.reset = fds[2 : 2 + joins], fds[2 + joins : 2 + joins + resets]
         self.cgroup = fds[-1] if len(fds) > 2 + joins + resets else -1
-        self.host_proc, self.filters = host_proc, filters
+        self.host_proc, self.filters, self.zygote = host_proc, filters, zygote
         self.leaf = fds[1:]
+
+    def close(self) -> None:
+        """The zygote's copies of what is the sandbox's alone."""
+        self.control.close()
+        self.to_job.close()
+        self.from_init.close()
+        packets.close_all(self.leaf)
 
 
 def main(birth: Birth) -> NoReturn:
     """PID 1, from its first instruction to its last; never returns."""
-    status, control = 70, birth.control
+    status, control, to_job = 70, birth.control, birth.to_job
     try:
-        # Should the launcher die between clone3 and here, the control socket reads end-of-file.
-        sc.prctl(sc.PR_SET_PDEATHSIG, _SIGKILL)
-        sc.prctl(sc.PR_SET_DUMPABLE, 0)
-        to_job, from_init = packets.pair()
-        # First of all, while we have written to few pages: what we touch later the job's task never copies.
+        # First of all: every page that we have written to by then is copied once more.
         pid, _ = sc.clone3(0, cgroup=birth.cgroup)
         if pid == 0:
-            to_job.close()
-            _job(birth, from_init)
-        from_init.close()
+            _job(birth)
+        # Should the launcher die between clone3 and here, the control socket reads end-of-file.
+        sc.prctl(sc.PR_SET_PDEATHSIG, _SIGKILL)
+        os.close(birth.zygote)
+        birth.from_init.close()
         packets.close_all(birth.leaf)
         os.close(birth.host_proc)
         sc.set_name("stockade-init")
-        os.setsid()
         _loopback_up()
         order, fds = packets.receive(control)
         if order is not None:
@@ -124,7 +136,7 @@ def main(birth: Birth) -> NoReturn:
 def _loopback_up() -> None:
     """SIOCSIFFLAGS on ``lo`` of the fresh network namespace (netdevice(7))."""
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
-    fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
+    fcntl.ioctl(sock, _SIOCSIFFLAGS, _LOOPBACK_UP)
     sock.close()
 
 
@@ -241,7 +253,7 @@ def _map_ids(to_job: _socket.socket, job: int, base: int) -> None:
 def _wait(control: _socket.socket, job: int) -> int:
     """Reap until the job itself is gone; its orphans die with us."""
     # What is left to do needs no privilege; credentials changed, so the death signal is set once more.
-    sc.set_capabilities(frozenset())
+    sc.set_capabilities(_NO_CAPABILITY)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.prctl(sc.PR_SET_PDEATHSIG, _SIGKILL)
     while True:
@@ -274,9 +286,12 @@ def _report(control: _socket.socket, problem: SandboxError) -> None:
 # --- the job's task --------------------------------------------------------------------------------------
 
 
-def _job(birth: Birth, from_init: _socket.socket) -> NoReturn:
+def _job(birth: Birth) -> NoReturn:
     """PID 2, until execve."""
+    from_init = birth.from_init
     try:
+        os.close(birth.zygote)
+        birth.to_job.close()
         _join(birth)
         base, _ = packets.receive(from_init)
         if base is not None:
@@ -312,12 +327,12 @@ def _become(order: dict[str, Any], stdio: list[int]) -> None:
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
     packets.close_all(stdio)
-    user, keep = order["user"], order["capabilities"]
-    _step("bounding set", sc.drop_from_bounding_set, GRANTABLE - keep)
+    user = order["user"]
+    _step("bounding set", sc.drop_from_bounding_set, order["dropped"])
     _step("setresgid", os.setresgid, user, user, user)
     _step("setresuid", os.setresuid, user, user, user)
     if user == 0:
-        _step("capset", sc.set_capabilities, keep)
+        _step("capset", sc.set_capabilities, order["kept"])
 
 
 def _own_user_namespace(base: int, birth: Birth, from_init: _socket.socket) -> None:
@@ -328,7 +343,7 @@ def _own_user_namespace(base: int, birth: Birth, from_init: _socket.socket) -> N
     sc.prctl(sc.PR_SET_KEEPCAPS, 1)
     _step("setresuid", os.setresuid, base, base, base)
     # A host may keep user namespaces from those without CAP_SYS_ADMIN (Debian's unprivileged_userns_clone).
-    _step("capset", sc.set_capabilities, frozenset({sc.CAP_SYS_ADMIN}))
+    _step("capset", sc.set_capabilities, _ONLY_SYS_ADMIN)
     _step("userns", sc.unshare, sc.CLONE_NEWUSER)
     packets.send(from_init, "map")
     if packets.receive(from_init)[0] is None:
@@ -337,7 +352,7 @@ def _own_user_namespace(base: int, birth: Birth, from_init: _socket.socket) -> N
     fd = os.open("sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, dir_fd=birth.host_proc)
     os.write(fd, b"0")
     os.close(fd)
-    _step("bounding set", sc.drop_from_bounding_set, ALL_CAPABILITIES - GRANTABLE)
+    _step("bounding set", sc.drop_from_bounding_set, _NEVER_GRANTED)
     _step("ambient set", sc.prctl, sc.PR_CAP_AMBIENT, sc.PR_CAP_AMBIENT_CLEAR_ALL)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     os.umask(0o022)
@@ -367,7 +382,7 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
         os.write(fd, b"0")
     cpu = os.pread(birth.cpu, 1024, 0).decode()
     packets.send(control, {"s": "exec", "t": time.monotonic(), "cpu": cpu})
-    sc.install_filter(birth.filters[order["syscalls"]])
+    birth.filters[order["syscalls"]].install()
     for path in places:
         try:
             os.execve(path, argv, environment)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.sandbox import packets
+from worker.sandbox import syscalls as sc
 from worker.sandbox.cgroups import Driver
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import IdRange
-from worker.sandbox.init import IDS
+from worker.sandbox.init import GRANTABLE, IDS
 from worker.sandbox.janitor import Janitor
 from worker.sandbox.layout import STAGE, Operation, layout, orders
 from worker.sandbox.plan import Plan, capability_numbers, rlimits
@@ -131,6 +132,7 @@ class Sandbox:
         assert self.room is not None
         self.plan = plan
         self.leaf.set_limits(plan.limits)
+        kept = capability_numbers(plan.capabilities)
         order = {
             "program": plan.argv[0],
             "places": _places(plan.argv[0], plan.env.get("PATH", "")),
@@ -140,7 +142,8 @@ class Sandbox:
             "user": plan.user,
             "hostname": plan.hostname,
             "syscalls": plan.syscalls,
-            "capabilities": capability_numbers(plan.capabilities),
+            "dropped": tuple(GRANTABLE - kept),
+            "kept": sc.capability_sets(kept),
             "rlimits": rlimits(plan.limits),
             "base": self.room.ids.base,
             "step": step,

@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from _functools import partial  # type: ignore[import-not-found]  # functools itself imports much
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 
@@ -43,6 +44,7 @@ RESOLVE_BENEATH, RESOLVE_IN_ROOT = 8, 16
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME = 1, 4, 8, 15
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
 SECCOMP_SET_MODE_FILTER = 1
+_CAPABILITY_HEADER = struct.pack("=Ii", 0x20080522, 0)
 CAP_SYS_ADMIN, CAP_LAST = 21, 40
 
 CAPABILITIES = (
@@ -74,8 +76,8 @@ def _libcall(name: str, *types: type, result: type = c_int) -> Callable[..., int
 
 def _syscall(number: int, *types: type) -> Callable[..., int]:
     """syscall(2) with the number bound."""
-    function = _libcall("syscall", c_long, *types, result=c_long)
-    return lambda *arguments: function(number, *arguments)
+    bound: Callable[..., int] = partial(_libcall("syscall", c_long, *types, result=c_long), number)
+    return bound
 
 
 _open_tree = _syscall(_NR_OPEN_TREE, c_int, c_char_p, c_uint)
@@ -94,6 +96,7 @@ _umount2 = _libcall("umount2", c_char_p, c_int)
 _unshare = _libcall("unshare", c_int)
 _setns = _libcall("setns", c_int, c_int)
 _prctl = _libcall("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_prctl_text = _libcall("prctl", c_int, c_char_p)
 _capset = _libcall("capset", c_char_p, c_char_p)
 _sethostname = _libcall("sethostname", c_char_p, c_size_t)
 
@@ -210,8 +213,7 @@ def prctl(option: int, second: int = 0, third: int = 0) -> None:
 
 def set_name(name: str) -> None:
     """PR_SET_NAME: what ``ps`` shows (15 bytes)."""
-    text = ctypes.create_string_buffer(name.encode()[:15])
-    _prctl(PR_SET_NAME, ctypes.addressof(text), 0, 0, 0)
+    _prctl_text(PR_SET_NAME, name.encode())
 
 
 def sethostname(name: str) -> None:
@@ -219,21 +221,39 @@ def sethostname(name: str) -> None:
     _sethostname(name.encode(), len(name.encode()))
 
 
-def drop_from_bounding_set(capabilities: frozenset[int]) -> None:
+def drop_from_bounding_set(capabilities: Iterable[int]) -> None:
     """PR_CAPBSET_DROP of each (capabilities(7))."""
     for capability in capabilities:
         _prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-def set_capabilities(keep: frozenset[int]) -> None:
-    """capset(2): effective and permitted become ``keep``, inheritable empty."""
+def capability_sets(keep: frozenset[int]) -> bytes:
+    """capset(2)'s data: effective and permitted are ``keep``, inheritable is empty."""
     bits = sum(1 << capability for capability in keep)
     low, high = bits & 0xFFFFFFFF, bits >> 32
-    _capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", low, low, 0, high, high, 0))
+    return struct.pack("=6I", low, low, 0, high, high, 0)
+
+
+def set_capabilities(sets: bytes) -> None:
+    """capset(2) with what ``capability_sets`` gave."""
+    _capset(_CAPABILITY_HEADER, sets)
+
+
+class Filter:
+    """``struct sock_fprog`` of an array of ``struct sock_filter``, laid out once for many tasks."""
+
+    def __init__(self, bpf: bytes) -> None:
+        self._code = ctypes.create_string_buffer(bpf, len(bpf))
+        self._program = ctypes.create_string_buffer(
+            struct.pack("@HP", len(bpf) // 8, ctypes.addressof(self._code))
+        )
+        self.address = ctypes.addressof(self._program)
+
+    def install(self) -> None:
+        """seccomp(2) SECCOMP_SET_MODE_FILTER."""
+        _seccomp(SECCOMP_SET_MODE_FILTER, 0, self.address)
 
 
 def install_filter(bpf: bytes) -> None:
     """seccomp(2) SECCOMP_SET_MODE_FILTER with ``struct sock_filter`` bytes."""
-    code = ctypes.create_string_buffer(bpf, len(bpf))
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(bpf) // 8, ctypes.addressof(code)))
-    _seccomp(SECCOMP_SET_MODE_FILTER, 0, ctypes.addressof(program))
+    Filter(bpf).install()

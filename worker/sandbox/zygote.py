@@ -77,6 +77,9 @@ def main() -> NoReturn:
     """The process itself."""
     sc.prctl(sc.PR_SET_PDEATHSIG, _signal.SIGKILL)
     sc.set_name("stockade-zygote")
+    # What every sandbox's tasks need, and keep over fork, is done here once.
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+    os.setsid()
     sock = _socket.socket(fileno=int(sys.argv[2]))
     os.set_inheritable(sock.fileno(), False)
     os.closerange(3, sock.fileno())
@@ -90,6 +93,7 @@ def main() -> NoReturn:
     if filters is None:
         os._exit(0)
     mount_namespace, host_proc = fds
+    programs = {name: sc.Filter(bpf) for name, bpf in filters.items()}
     sc.setns(mount_namespace, sc.CLONE_NEWNS)
     os.close(mount_namespace)
     gc.disable()
@@ -98,15 +102,18 @@ def main() -> NoReturn:
         head, fds = packets.receive(sock)
         if head is None:
             os._exit(0)
-        number, answer = 0, []
+        number, answer, birth = 0, [], None
         try:
+            birth = init.Birth(head, fds, host_proc, programs, sock.fileno())
             pid, pidfd = sc.clone3(init.NAMESPACES | sc.CLONE_PARENT, exit_signal=0, pidfd=True)
             if pid == 0:
-                sock.close()
-                init.main(init.Birth(head, fds, host_proc, filters))
+                init.main(birth)
             answer = [pidfd]
         except OSError as problem:
             number = problem.errno or 0
         packets.send(sock, number, answer)
-        packets.close_all(fds)
+        if birth:
+            birth.close()
+        else:
+            packets.close_all(fds)
         packets.close_all(answer)
