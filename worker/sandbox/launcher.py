@@ -62,10 +62,10 @@ class Launcher:
 
     # --- the poll set
 
-    def watch(self, fd: int, handler: Callable[[], None]) -> None:
-        """Call ``handler`` whenever ``fd`` is readable or its other end is gone."""
+    def watch(self, fd: int, handler: Callable[[], None], once: bool = False) -> None:
+        """Call ``handler`` whenever ``fd`` is readable or its other end is gone, or only the first time."""
         self._on[fd] = handler
-        self._poll.register(fd, select.EPOLLIN)
+        self._poll.register(fd, select.EPOLLIN | (select.EPOLLONESHOT if once else 0))
 
     def unwatch(self, fd: int) -> None:
         """Take ``fd`` out of the poll set, before it is closed."""
@@ -118,7 +118,9 @@ class Launcher:
         """The sandbox is the session's; from now on its end is watched."""
         self._running[box] = session
         self.watch(box.pidfd, lambda: self._end(box))
-        self.watch(box.control.fileno(), box.read_control)
+        # Once: after the first news ("exec", or what went wrong) comes only the end, which the pidfd tells. A
+        # control socket whose other ends are gone would stay readable all the time that the kernel takes for it.
+        self.watch(box.control.fileno(), box.read_control, once=True)
         if box.leaf.oom >= 0:
             self.watch(box.leaf.oom, box.read_oom)
         session.on_sandbox(box)
