@@ -23,7 +23,7 @@ from tests.census import SLOWDOWN
 from tests.sandboxes import LIMITS, Launcher, Ran
 from worker.sandbox.errors import SandboxError
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once]
 
 
 def test_a_peer_that_sends_nonsense_harms_nobody(sandbox: Launcher) -> None:

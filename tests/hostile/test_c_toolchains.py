@@ -11,7 +11,7 @@ import pytest
 from tests.census import SLOWDOWN
 from tests.sandboxes import Launcher, MiB
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once]
 
 HELLO_C = b"""
 #include <pthread.h>

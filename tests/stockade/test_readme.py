@@ -10,7 +10,7 @@ import pytest
 
 from tests.stack import STOCKADE, Up
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.once]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.stack import PATIENCE, STOCKADE, Up, cgroups_of, free_port, left_of, still_there
 
-pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+pytestmark = [pytest.mark.kernel, pytest.mark.once, pytest.mark.slow]
 
 
 def test_the_curl_line_works_as_printed_and_nothing_is_left(up: Up) -> None:

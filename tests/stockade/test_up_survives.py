@@ -8,7 +8,7 @@ import pytest
 
 from tests.stack import Up, left_of, until
 
-pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+pytestmark = [pytest.mark.kernel, pytest.mark.once, pytest.mark.slow]
 
 
 def test_jobs_and_keys_survive_a_restart(up: Up) -> None:

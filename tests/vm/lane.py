@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
     cache.mkdir(parents=True, exist_ok=True)
     try:
         with alone(cache / "lock", timeout):
-            return run(arguments or ["-m", "kernel"], prefix, series, timeout)
+            return run(arguments or ["-m", "kernel and not e2e and not once"], prefix, series, timeout)
     except image.Unprepared as error:
         image.say(f"FAILED: {error}")
         return UNPREPARED

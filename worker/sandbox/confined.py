@@ -119,7 +119,7 @@ def collect(connection: socket.socket, patterns: tuple[str, ...], max_files: int
     with the errors: at most ``max_files`` files of ``max_bytes`` together."""
     errors: list[dict[str, str]] = []
     sent: set[str] = set()
-    left = max_bytes
+    left, count = max_bytes, 0
     try:
         work = os.open("/work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as problem:
@@ -131,9 +131,11 @@ def collect(connection: socket.socket, patterns: tuple[str, ...], max_files: int
             if path in sent:
                 continue
             sent.add(path)
-            if len(sent) > max_files:
+            if count >= max_files:
                 raise _Full(f"more than {max_files} files match")
-            left -= _send(connection, work, path, asked, left, errors)
+            size = _send(connection, work, path, asked, left, errors)
+            if size is not None:
+                count, left = count + 1, left - size
     except _Full as reason:
         errors.append({"path": "", "error": "too_many", "message": str(reason)})
     # A reply is one packet: what does not fit is left out, and the paths in it are cut.
@@ -143,26 +145,26 @@ def collect(connection: socket.socket, patterns: tuple[str, ...], max_files: int
 
 def _send(
     connection: socket.socket, work: int, path: str, asked: bool, left: int, errors: list[dict[str, str]]
-) -> int:
-    """Open one file safely and send it; how many bytes it takes of what is left."""
+) -> int | None:
+    """Open one file safely and send it: its size, or ``None`` with the reason in ``errors``."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
     try:
         fd = sc.openat2(work, path, flags, _BENEATH)
     except OSError as problem:
         if asked or problem.errno != errno.ENOENT:
             errors.append({"path": path} | _why(problem))
-        return 0
+        return None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             errors.append(
                 {"path": path, "error": "not_regular_file", "message": "only regular files are collected"}
             )
-            return 0
+            return None
         if status.st_size > left:
             message = f"{status.st_size} bytes do not fit into the {left} bytes that are left"
             errors.append({"path": path, "error": "too_large", "message": message})
-            return 0
+            return None
         head = {"op": "file", "path": path, "size": status.st_size, "mode": stat.S_IMODE(status.st_mode)}
         wire.send(connection, head, (fd,))
         return status.st_size
