@@ -103,17 +103,12 @@ class LeafV1:
 
             self.join = tuple(opened("cgroup.procs", os.O_WRONLY, parent) for parent in parents)
             self.cpu = opened("cpuacct.usage", os.O_RDWR, self._in["cpuacct"])
-            peak = opened("memory.max_usage_in_bytes", os.O_WRONLY, self._in["memory"])
-            self.reset: tuple[int, ...] = (self.cpu, peak)
+            self._peak = opened("memory.max_usage_in_bytes", os.O_RDWR, self._in["memory"])
+            self.reset: tuple[int, ...] = (self.cpu, self._peak)
             self.oom = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             stack.callback(os.close, self.oom)
-            control = os.open(
-                f"{name}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._in["memory"]
-            )
-            try:
-                write(f"{name}/cgroup.event_control", f"{self.oom} {control}", self._in["memory"])
-            finally:
-                os.close(control)
+            self._oom_control = opened("memory.oom_control", os.O_RDONLY, self._in["memory"])
+            write(f"{name}/cgroup.event_control", f"{self.oom} {self._oom_control}", self._in["memory"])
             stack.pop_all()
 
     def set_limits(self, limits: StepLimits) -> None:
@@ -140,7 +135,7 @@ class LeafV1:
 
     def usage(self) -> dict[str, float | int | None]:
         """cpuacct.*, cpu.stat, memory.max_usage_in_bytes, pids.peak, pids.events, blkio.throttle.*."""
-        acct, memory, pids = self._in["cpuacct"], self._in["memory"], self._in["pids"]
+        acct, pids = self._in["cpuacct"], self._in["pids"]
         read_bytes, written = _io(
             read(f"{self.name}/blkio.throttle.io_service_bytes_recursive", self._in["blkio"])
         )
@@ -154,7 +149,7 @@ class LeafV1:
             "cpu_system": total * (1 - share),
             "cpu_throttled": keyed(read(f"{self.name}/cpu.stat", self._in["cpu"])).get("throttled_time", 0)
             / 1e9,
-            "memory": number(read(f"{self.name}/memory.max_usage_in_bytes", memory)),
+            "memory": number(os.pread(self._peak, 64, 0).decode()),
             "pids": number(read(f"{self.name}/pids.peak", pids)),
             "pids_refused": keyed(read(f"{self.name}/pids.events", pids)).get("max", 0),
             "io_read_bytes": read_bytes,
@@ -163,11 +158,11 @@ class LeafV1:
 
     def oom_kills(self) -> int:
         """memory.oom_control oom_kill."""
-        return keyed(read(f"{self.name}/memory.oom_control", self._in["memory"])).get("oom_kill", 0)
+        return keyed(os.pread(self._oom_control, 1024, 0).decode()).get("oom_kill", 0)
 
     def close(self) -> None:
         """Close every descriptor."""
-        for fd in {*self.join, *self.reset, self.oom}:
+        for fd in (*self.join, *self.reset, self.oom, self._oom_control):
             os.close(fd)
         self.join, self.reset, self.oom, self.cpu = (), (), -1, -1
 

@@ -73,14 +73,22 @@ def _device_of_pipes() -> int:
 _PIPES = _device_of_pipes()  # st_dev of anonymous pipes; a named FIFO of the host is never touched
 
 
+class Common:
+    """What the zygote was given once for all sandboxes: the filters by name, the mounts of the usual image."""
+
+    def __init__(self, filters: dict[str, bytes], usual: list[tuple[Any, ...]]) -> None:
+        self.filters = {name: sc.Filter(bpf) for name, bpf in filters.items()}
+        self.usual = usual
+
+
 class Birth:
-    """What the two tasks inherit from the zygote: descriptors for one sandbox, and the filters by name.
+    """What the two tasks inherit from the zygote: descriptors for one sandbox, and what is common to all.
 
     Made before the first of them is: what the zygote writes to it pays for once, what they write both copy.
     """
 
     def __init__(
-        self, head: dict[str, int], fds: list[int], host_proc: int, filters: dict[str, sc.Filter], zygote: int
+        self, head: dict[str, int], fds: list[int], host_proc: int, common: Common, zygote: int
     ) -> None:
         self.to_job, self.from_init = packets.pair()
         joins, resets = head["join"], head["reset"]
@@ -88,7 +96,7 @@ class Birth:
         self.cpu = fds[1]
         self.join, self.reset = fds[2 : 2 + joins], fds[2 + joins : 2 + joins + resets]
         self.cgroup = fds[-1] if len(fds) > 2 + joins + resets else -1
-        self.host_proc, self.filters, self.zygote = host_proc, filters, zygote
+        self.host_proc, self.common, self.zygote = host_proc, common, zygote
         self.leaf = fds[1:]
 
     def close(self) -> None:
@@ -118,7 +126,7 @@ def main(birth: Birth) -> NoReturn:
         order, fds = packets.receive(control)
         if order is not None:
             tmpfs, userns = fds
-            _build(order, tmpfs, userns)
+            _build(order, birth.common.usual, tmpfs, userns)
             _map_ids(to_job, pid, order["base"])
             packet, fds = packets.receive_packet(control)
             if packet:
@@ -143,15 +151,19 @@ def _loopback_up() -> None:
 # --- init: the file system -------------------------------------------------------------------------------
 
 
-def _build(order: dict[str, Any], tmpfs: int, userns: int) -> None:
-    """The file system, up to the new root: needs no job yet, only its image, its id range and its tmpfs."""
+def _build(order: dict[str, Any], usual: list[tuple[Any, ...]], tmpfs: int, userns: int) -> None:
+    """The file system, up to the new root: needs no job yet, only its image, its id range and its tmpfs.
+
+    Where the order brings no operations they are the ``usual`` ones.
+    """
     sc.attach(tmpfs, order["stage"])
     for path, mode, owner in order["directories"]:
         os.mkdir(path, mode)
         os.chown(path, owner, owner)
     for number, layer in enumerate(order["layers"]):
         _attach_layer(layer, f"/l/{number}", userns)
-    mounts.apply(order["operations"], _NEW_ROOT)
+    operations = order["operations"]
+    mounts.apply(usual if operations is None else operations, _NEW_ROOT)
     _enter(_NEW_ROOT)
     os.close(userns)
 
@@ -296,6 +308,7 @@ def _job(birth: Birth) -> NoReturn:
         base, _ = packets.receive(from_init)
         if base is not None:
             _own_user_namespace(base, birth, from_init)
+            _rehearse(birth)
             order, stdio = packets.receive(from_init)
             if order is not None:
                 _become(order, stdio)
@@ -382,7 +395,7 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
         os.write(fd, b"0")
     cpu = os.pread(birth.cpu, 1024, 0).decode()
     packets.send(control, {"s": "exec", "t": time.monotonic(), "cpu": cpu})
-    birth.filters[order["syscalls"]].install()
+    birth.common.filters[order["syscalls"]].install()
     for path in places:
         try:
             os.execve(path, argv, environment)
@@ -390,6 +403,12 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
             number = problem.errno or 0
     packets.send(control, {"s": "exec_errno", "errno": number, "subject": order["program"]})
     os._exit(127)
+
+
+def _rehearse(birth: Birth) -> None:
+    """Do once, ahead of demand, what has no effect yet: the pages that it takes are copied by the time it counts."""
+    _change_directory("/")
+    os.pread(birth.cpu, 1024, 0).decode()
 
 
 def _change_directory(path: str) -> None:

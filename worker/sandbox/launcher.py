@@ -32,7 +32,7 @@ from worker.sandbox.janitor import Janitor
 from worker.sandbox.plan import Ceilings
 from worker.sandbox.pool import Pool
 from worker.sandbox.rootfs import Rootfs
-from worker.sandbox.sandbox import Host, Room, Sandbox
+from worker.sandbox.sandbox import Host, Room, Sandbox, operations
 from worker.sandbox.session import Session
 from worker.sandbox.workspace import Depot, Workspace
 from worker.sandbox.zygote import Zygote
@@ -296,10 +296,13 @@ def serve(arguments: argparse.Namespace) -> None:
         zygote = Zygote()
         host.enter_small_namespace(arguments.state)
         namespace = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=host_proc)
-        zygote.begin(namespace, host_proc, {name: program.bpf for name, program in programs.items()})
-        os.close(namespace)
         hidden = tuple(layout.hidden(_open_to_all(host_proc).__contains__))
-        shared = Host(driver, programs, zygote, janitor, host_proc, hidden, arguments.slowdown)
+        usual = next(iter(sorted(images)), None)
+        known = operations(images[usual], 0, hidden) if usual else []
+        filters = {name: program.bpf for name, program in programs.items()}
+        zygote.begin(namespace, host_proc, filters, known)
+        os.close(namespace)
+        shared = Host(driver, programs, zygote, janitor, host_proc, hidden, usual, arguments.slowdown)
         launcher = Launcher(shared, images, number, arguments.prepared)
         stack.callback(launcher.close)
         _signals(launcher)

@@ -22,7 +22,7 @@ class Pool:
 
     def __init__(self, launcher: Launcher, size: int) -> None:
         self._launcher, self._size = launcher, size
-        self._image = next(iter(sorted(launcher.images)), None)
+        self._image = launcher.host.usual
         self._built: deque[Sandbox] = deque()
         self._bare: deque[Sandbox] = deque()
         self._unborn: deque[Sandbox] = deque()

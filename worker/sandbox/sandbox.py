@@ -11,7 +11,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,8 @@ class Host:
     janitor: Janitor
     host_proc: int
     hidden: tuple[Operation, ...]
+    usual: str | None
+    """The image whose first step's operations the zygote knows."""
     slowdown: float = 1.0
 
 
@@ -72,6 +74,12 @@ class Facts:
     killed: str | None = None
     failed: dict[str, Any] | None = None
     cpu: float = 0.0
+
+
+def operations(rootfs: Rootfs, step: int, hidden: Iterable[Operation]) -> list[tuple[object, ...]]:
+    """The mounts of one step of an image, as init takes them."""
+    layers = [f"l/{number}" for number, _ in enumerate(rootfs.layers)]
+    return orders(layout(layers, rootfs.views, step, hidden))
 
 
 class Sandbox:
@@ -106,7 +114,7 @@ class Sandbox:
         """Have init build the file system; it may be done before there is a job."""
         self.room = room
         base = room.ids.base
-        layers = [f"l/{number}" for number, _ in enumerate(room.rootfs.layers)]
+        known = step == 0 and room.image == self._host.usual
         directories = [
             (f"{STAGE}/up-{step}", 0o755, base),
             (f"{STAGE}/ovl-{step}", 0o700, 0),
@@ -119,7 +127,7 @@ class Sandbox:
             "stage": STAGE,
             "directories": directories,
             "layers": room.rootfs.layers,
-            "operations": orders(layout(layers, room.rootfs.views, step, self._host.hidden)),
+            "operations": None if known else operations(room.rootfs, step, self._host.hidden),
         }
         mount = room.workspace.mount()
         try:

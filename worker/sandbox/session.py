@@ -183,15 +183,18 @@ class Session:
         except OSError as problem:
             answer = SandboxError("usage", problem.errno or 0, box.name).as_message()
         self._quarantine |= stuck
+        if not self._gone and (stuck or not wanted.keep):
+            # At once: nothing that follows concerns the peer.
+            self._send(answer)
+            self._launcher.drop_sandbox(box)
+            return
         self._launcher.drop_sandbox(box)
         if self._gone:
             self._release()
-        elif wanted.keep and not stuck:
+        else:
             self._answer = answer
             names = tuple(f"{kind}-{self._step - 1}" for kind in ("up", "ovl", "shm"))
             self._start_child(0, None, lambda: confined.clean(names))
-        else:
-            self._send(answer)
 
     # --- the peer's end
 

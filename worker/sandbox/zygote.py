@@ -21,7 +21,7 @@ from worker.sandbox import syscalls as sc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from worker.sandbox.cgroups import Leaf
 
@@ -42,14 +42,20 @@ class Zygote:
         self.pid, _ = sc.clone3(0)
         if self.pid == 0:
             try:
-                os.execve(sys.executable, arguments, {"LC_ALL": "C.UTF-8"})
+                # Symbols bound at the start (ld.so(8)), once, and not in each child at their first use.
+                os.execve(sys.executable, arguments, {"LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"})
             finally:
                 os._exit(127)
         theirs.close()
 
-    def begin(self, mount_namespace: int, host_proc: int, filters: dict[str, bytes]) -> None:
-        """Move it into the launcher's mount namespace and give it what every sandbox needs."""
-        packets.send(self.socket, filters, (mount_namespace, host_proc))
+    def begin(
+        self, mount_namespace: int, host_proc: int, filters: dict[str, bytes], usual: list[tuple[Any, ...]]
+    ) -> None:
+        """Move it into the launcher's mount namespace and give it what every sandbox needs.
+
+        usual: the operations for a first step of the usual image, which `Sandbox.build` need not send then.
+        """
+        packets.send(self.socket, (filters, usual), (mount_namespace, host_proc))
 
     def ask(self, leaf: Leaf, control: _socket.socket) -> None:
         """Have an init made for this leaf, with ``control`` as its end of the control socket."""
@@ -89,11 +95,11 @@ def main() -> NoReturn:
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     os.umask(0)
-    filters, fds = packets.receive(sock)
-    if filters is None:
+    start, fds = packets.receive(sock)
+    if start is None:
         os._exit(0)
     mount_namespace, host_proc = fds
-    programs = {name: sc.Filter(bpf) for name, bpf in filters.items()}
+    common = init.Common(*start)
     sc.setns(mount_namespace, sc.CLONE_NEWNS)
     os.close(mount_namespace)
     gc.disable()
@@ -104,7 +110,7 @@ def main() -> NoReturn:
             os._exit(0)
         number, answer, birth = 0, [], None
         try:
-            birth = init.Birth(head, fds, host_proc, programs, sock.fileno())
+            birth = init.Birth(head, fds, host_proc, common, sock.fileno())
             pid, pidfd = sc.clone3(init.NAMESPACES | sc.CLONE_PARENT, exit_signal=0, pidfd=True)
             if pid == 0:
                 init.main(birth)
