@@ -285,7 +285,13 @@ class Launcher:
     alone.
     """
 
-    def __init__(self, *, environment: Mapping[str, str] | None = None, plant: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str] | None = None,
+        plant: int | None = None,
+        open_files: int | None = None,
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="stockade-hostile-"))
         self.source = self.directory / "code"
         for name in ("worker/__init__.py", "worker/sandbox", "policies/syscalls"):
@@ -295,12 +301,14 @@ class Launcher:
         self.socket = self.directory / "launcher.sock"
         self.log = self.directory / "log"
         self._environment, self._plant = dict(environment or {}), plant
+        self._few = [] if open_files is None else ["prlimit", f"--nofile={open_files}"]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [
+                    *self._few,
                     sys.executable,
                     "-m",
                     "worker.sandbox.launcher",

@@ -268,6 +268,24 @@ say([locked, tried(os.open, "/etc/group", os.O_RDWR | os.O_NONBLOCK)])
         assert sandbox.run(take).assert_succeeded().said == [["ok", "ok"], "ok"]
 
 
+def test_locks_and_pressure_of_the_host_are_not_told(sandbox: Launcher) -> None:
+    """Case 20: /proc/locks would show every open-file lock of the machine, so what jobs lock, and /proc/pressure
+    its load, and take triggers for it."""
+    hold = """
+import struct
+locked = os.open("/work/locked", os.O_RDWR | os.O_CREAT)
+fcntl.fcntl(locked, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 4711, 1, 0))
+say("locked")
+time.sleep(30)
+"""
+    with sandbox.job() as one:
+        one.start(hold)
+        assert one.line() == "locked"
+        assert "4711 4711" in census.read("/proc/locks")
+        ran = sandbox.run("say([content('/proc/locks'), tried(os.open, '/proc/pressure/cpu', os.O_RDWR)])")
+        assert ran.assert_succeeded().said == ["", "ENOENT"]
+
+
 def test_control_groups_are_invisible(sandbox: Launcher) -> None:
     """Case 14: the job's cgroup is `/` to it, no cgroup file system is there and none can be mounted."""
     ran = sandbox.run(

@@ -5,6 +5,7 @@ Numbers after "case" are those of the table in this directory's README.md.
 
 import array
 import contextlib
+import errno
 import json
 import os
 import select
@@ -328,3 +329,56 @@ def test_a_dead_forker_is_no_dead_launcher() -> None:
 
 def _name(pid: int) -> str:
     return census.read(f"/proc/{pid}/comm").strip()
+
+
+def test_a_program_is_not_looked_for_at_the_launchers_cost(sandbox: Launcher) -> None:
+    """Case 162: a long name times a long PATH is neither built nor searched by the launcher."""
+
+    def peak() -> int:
+        status = census.read(f"/proc/{sandbox.process.pid}/status")
+        return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+    before = peak()
+    ran = sandbox.run(["x" * 30000], plan={"env": {"PATH": ":" * 30000}})
+    assert (ran.ended["op"], ran.ended.get("exec_errno")) == ("ended", errno.ENAMETOOLONG)
+    assert peak() - before < 16 << 20
+
+
+def test_a_directory_is_no_standard_stream(sandbox: Launcher) -> None:
+    """Case 75: a descriptor of a directory of the host, which leads to all of its files, never becomes stdio."""
+    with sandbox.job() as job:
+        root, null = os.open("/", os.O_RDONLY), os.open("/dev/null", os.O_RDWR)
+        pathless = os.open("/etc/hostname", os.O_PATH)
+        try:
+            for bad in (root, pathless):
+                for place in range(3):
+                    fds = [null] * 3
+                    fds[place] = bad
+                    job.session.run({"argv": ["/bin/true"], "env": {}}, *fds)
+                    answer = job.session.receive()
+                    assert (answer["op"], answer["subject"]) == ("failed", "descriptors")
+        finally:
+            for descriptor in (root, null, pathless):
+                os.close(descriptor)
+
+
+def test_connections_in_numbers_take_no_descriptor_from_jobs() -> None:
+    """A launcher with few descriptors that is crowded with idle peers goes on serving those that it has, quietly."""
+    crowded = Launcher(open_files=400)
+    peers: list[socket.socket] = []
+    try:
+        with crowded.job() as job:
+            job.start("say('up'); time.sleep(1)")
+            job.line()
+            for _ in range(600):
+                peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                peers.append(peer)
+                peer.setblocking(False)
+                with contextlib.suppress(OSError):
+                    peer.connect(str(crowded.socket))
+            job.wait().assert_succeeded()
+        assert crowded.log.stat().st_size < 64 << 10
+    finally:
+        for peer in peers:
+            peer.close()
+        crowded.stop()

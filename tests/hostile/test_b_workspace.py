@@ -318,3 +318,22 @@ def test_a_closed_workspace_is_the_jobs_own_fault(sandbox: Launcher) -> None:
         found, errors = job.collect(["**"])
         assert found == {}
         assert {error["error"] for error in errors} == {"unreadable"}
+
+
+def test_a_wide_tree_is_cleaned_between_steps_at_once(sandbox: Launcher) -> None:
+    """Case 35: twenty thousand full directories beside each other cost the next step time in their number only."""
+    fill = """
+os.mkdir("/tmp/wide")
+for n in range(20000):
+    os.mkdir(f"/tmp/wide/{n}")
+    os.mknod(f"/tmp/wide/{n}/file")
+"""
+    with sandbox.job() as job:
+        ran = job.run(
+            fill, plan={"keep": True}, disk_inodes=60000, memory=512 * MiB, cpu_time=60.0, wall_time=60.0
+        )
+        ran.assert_succeeded()
+        started = time.monotonic()
+        job.run(["/bin/true"]).assert_succeeded()
+    # Answers come when the step before is cleaned up.
+    assert ran.seconds - ran.ended["usage"]["wall_time"] + time.monotonic() - started < 4 * SLOWDOWN

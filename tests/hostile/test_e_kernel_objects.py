@@ -275,3 +275,54 @@ say(tried(s.sendto, b"x", ("192.0.2.1", 9)))
 def _softirqs() -> int:
     lines = census.read("/proc/softirqs").splitlines()
     return sum(int(value) for line in lines if "NET_RX" in line for value in line.split()[1:])
+
+
+@pytest.mark.parametrize("kind", ["SOCK_DGRAM", "SOCK_STREAM"])
+def test_full_internet_sockets_are_bounded(sandbox: Launcher, kind: str) -> None:
+    """Case 92: what lies unread in UDP and TCP sockets of the job's own loopback takes no memory beside its limit."""
+    ran = sandbox.run(
+        f"""
+sent, held = 0, []
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))
+listener.listen(100)
+for _ in range(60):
+    if socket.{kind} == socket.SOCK_DGRAM:
+        a = b = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        a.bind(("127.0.0.1", 0))
+        a.connect(a.getsockname())
+    else:
+        a = socket.create_connection(listener.getsockname())
+        b, _ = listener.accept()
+    for end in (a, b):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    a.setblocking(False)
+    held += [a, b]
+    try:
+        for _ in range(80): a.send(b"x" * 60000)
+    except OSError:
+        pass
+pages = 0
+for line in open("/proc/net/sockstat"):
+    words = line.split()
+    if words[0] in ("TCP:", "UDP:"):
+        pages += int(words[words.index("mem") + 1])
+say(pages * 4096)
+""",
+        open_files=256,
+        memory=128 * MiB,
+    )
+    assert ran.ended["killed"] == "memory" or ran.assert_succeeded().said <= 40 * MiB
+
+
+def test_no_machine_code_is_made_for_sockets(sandbox: Launcher) -> None:
+    """Case 95: filters of sockets would be translated at the cost of one allowance of the whole host."""
+    ran = sandbox.run(
+        """
+program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+about = struct.pack("HxxxxxxQ", 1, ctypes.addressof(program))
+one, other = socket.socketpair()
+say([tried(one.setsockopt, 1, option, about) for option in (26, 51)])
+"""
+    )
+    assert ran.assert_succeeded().said == ["EPERM", "EPERM"]

@@ -212,6 +212,7 @@ def test_arguments_are_compared_as_the_kernel_reads_them() -> None:
         *[("ioctl", 0, request) for request in (0x5412, 0x541C, 0x5423, 0x5412 | high, 0x5412 | 1 << 63)],
         *[("personality", value) for value in (0x0440000, 0x40000, 0x400000, 0x400000 | high, 1)],
         *[("prctl", option) for option in (62, 62 | high, 35)],
+        *[("setsockopt", 0, 1 | high, option) for option in (26, 51, 26 | high)],
         *[("ptrace", request) for request in (0, 1, 3, 4, 5, 6, 9, 13, 24, 0x4200, 0x4206, 0x420C)],
     ]
     assert set(inside("default", lambda: [sc(*each) for each in story])) == {"EPERM"}

@@ -18,6 +18,10 @@ from worker.sandbox.plan import StepLimits
 CONTROLLERS = frozenset({"cpu", "cpuacct", "memory", "pids", "blkio"})
 PERIOD = 100_000
 
+_SOCKETS, _SOCKETS_SHARE = "memory.kmem.tcp.limit_in_bytes", 8
+"""What lies in TCP and UDP sockets is charged to nobody unless this is set, and then counted apart from
+``memory``: it may be an eighth of that, beside it."""
+
 
 class CgroupV1:
     """Our parent cgroup in each hierarchy."""
@@ -44,6 +48,8 @@ class CgroupV1:
         self._parents = tuple(opened.values())
         self._by_controller = {controller: opened[base] for controller, base in bases.items()}
         cgroups.require_swap_limit("memory.memsw.limit_in_bytes", self._by_controller["memory"])
+        # Switches the accounting on for as long as we run, which would else be done and undone for every step.
+        write(_SOCKETS, "-1", self._by_controller["memory"])
         self.sweep()
 
     def create(self, name: str) -> cgroups.Leaf:
@@ -112,12 +118,13 @@ class LeafV1:
             stack.pop_all()
 
     def set_limits(self, limits: StepLimits) -> None:
-        """memory.limit_in_bytes and memsw (swap off), pids.max, cpu.cfs_quota_us."""
+        """memory.limit_in_bytes and memsw (swap off), kmem.tcp, pids.max, cpu.cfs_quota_us."""
         memory = self._in["memory"]
         write(f"{self.name}/memory.limit_in_bytes", str(limits.memory), memory)
         memsw = f"{self.name}/memory.memsw.limit_in_bytes"
         if os.access(memsw, os.F_OK, dir_fd=memory):
             write(memsw, str(limits.memory), memory)
+        write(f"{self.name}/{_SOCKETS}", str(limits.memory // _SOCKETS_SHARE), memory)
         write(f"{self.name}/pids.max", str(limits.pids), self._in["pids"])
         quota = max(1000, round(limits.cpus * PERIOD))
         write(f"{self.name}/cpu.cfs_quota_us", str(quota), self._in["cpu"])

@@ -78,7 +78,8 @@ def clean(names: tuple[str, ...]) -> None:
     top = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     pending, serial = list(names), 0
     while pending:
-        name = pending[-1]
+        position = len(pending) - 1
+        name = pending[position]
         with contextlib.suppress(FileNotFoundError):
             directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
             try:
@@ -90,7 +91,8 @@ def clean(names: tuple[str, ...]) -> None:
             finally:
                 os.close(directory)
             os.rmdir(name, dir_fd=top)
-        pending.remove(name)
+        # From the end: one directory may have put a hundred thousand behind it.
+        del pending[position]
 
 
 def _remove(name: str, directory: int) -> bool:

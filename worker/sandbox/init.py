@@ -386,8 +386,8 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
     except OSError as problem:
         packets.send(control, {"s": "exec_errno", "errno": problem.errno, "subject": order["cwd"]})
         os._exit(127)
-    number, places = _executables(order["places"])
     argv, environment = order["argv"], order["env"]
+    number, places = _executables(argv[0], environment.get(b"PATH", b""))
     # Only execve is left that needs a descriptor: with few open files allowed we could not open ours before.
     for kind, value in order["rlimits"]:
         _step("rlimit", resource.setrlimit, kind, (value, value))
@@ -417,17 +417,21 @@ def _change_directory(path: str) -> None:
     os.close(fd)
 
 
-def _executables(places: list[bytes]) -> tuple[int, list[bytes]]:
-    """Which of the places have a file, and the errno to tell when none of them can be executed.
+def _executables(program: bytes, path: bytes) -> tuple[int, list[bytes]]:
+    """Where execvp(3) would look and finds a file, and the errno to tell when none of them can be executed.
 
-    A place is not followed through a link of /proc to what only a descriptor holds (CVE-2019-5736).
+    Done here, and one by one: all places together may be as long as the name times the number of directories,
+    and it is the job that pays. None is followed through a link of /proc to what only a descriptor holds
+    (CVE-2019-5736).
     """
     number, found = errno.ENOENT, []
-    for place in places:
+    directories = [b""] if b"/" in program else [(each or b".") + b"/" for each in path.split(b":")]
+    for directory in directories:
+        place = directory + program
         try:
             os.close(sc.openat2(sc.AT_FDCWD, place, os.O_PATH, sc.RESOLVE_NO_MAGICLINKS))
             found.append(place)
         except OSError as problem:
-            if len(places) == 1 or problem.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if len(directories) == 1 or problem.errno not in (errno.ENOENT, errno.ENOTDIR):
                 number = problem.errno or 0
     return number, found

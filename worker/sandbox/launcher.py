@@ -16,6 +16,7 @@ import gc
 import grp
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -37,7 +38,8 @@ from worker.sandbox.session import Session
 from worker.sandbox.workspace import Depot, Workspace
 from worker.sandbox.zygote import Zygote
 
-_MANY_INODES = 5000
+_MANY_BYTES, _MANY_INODES = 64 << 20, 5000
+_OWN_DESCRIPTORS, _DESCRIPTORS_EACH = 100, 20
 PROFILES = Path(__file__).parents[2] / "policies" / "syscalls"
 
 
@@ -54,7 +56,7 @@ class Launcher:
         self._running: dict[Sandbox, Session] = {}
         self._sessions: set[Session] = set()
         self._free_ids: list[IdRange] = []
-        self._slots_used = self._serial = 0
+        self._slots_used = self._serial = self._most_sessions = 0
         self._listener: socket.socket | None = None
         self._peer_gid: int | None = None
         self.stopping = False
@@ -156,8 +158,10 @@ class Launcher:
 
     def drop_room(self, room: Room, quarantine: bool = False) -> None:
         """Take a room back; an id range whose processes may still be alive is never used again."""
-        if room.workspace.used()[1] > _MANY_INODES:
-            self._drop_later(room.workspace.directory)
+        size, inodes, _, _ = room.workspace.used()
+        if size > _MANY_BYTES or inodes > _MANY_INODES:
+            with contextlib.suppress(OSError):
+                self._drop_later(room.workspace.directory)
         room.workspace.close()
         if quarantine:
             log("slot_quarantined", base=room.ids.base)
@@ -166,7 +170,7 @@ class Launcher:
             self._free_ids.append(room.ids)
 
     def _drop_later(self, directory: int) -> None:
-        # Freeing a tmpfs with very many inodes takes its time: the last reference to it goes with this child.
+        # Freeing a large tmpfs takes its time: the last reference to it goes with this child.
         _, pidfd = confined.fork(directory, 65534, None, lambda: time.sleep(0.05))
 
         def reap() -> None:
@@ -181,6 +185,11 @@ class Launcher:
     def listen(self, listener: socket.socket, group: int | None) -> None:
         """Accept peers: root, and members of ``group`` (the socket's mode says the same)."""
         self._listener, self._peer_gid = listener, group
+        most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            most = hard
+        self._most_sessions = min(2 * SLOTS, max(1, (most - _OWN_DESCRIPTORS) // _DESCRIPTORS_EACH))
         self.watch(listener.fileno(), self._accept)
 
     def _accept(self) -> None:
@@ -194,6 +203,11 @@ class Launcher:
         _, uid, gid = struct.unpack("3i", data)
         if uid != 0 and gid != self._peer_gid:
             log("peer_refused", uid=uid, gid=gid)
+            connection.close()
+            return
+        if len(self._sessions) >= self._most_sessions:
+            # Descriptors are for jobs that run; one that is missing there would end them.
+            log("peer_refused", sessions=len(self._sessions))
             connection.close()
             return
         self.adopt(connection)

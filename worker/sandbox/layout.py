@@ -22,9 +22,9 @@ PTYS = 64
 
 MASKED_FILES = (
     "cmdline config.gz interrupts kallsyms kcore keys key-users kmsg kpagecgroup kpagecount kpageflags "
-    "latency_stats modules sched_debug softirqs sysrq-trigger timer_list timer_stats"
+    "latency_stats locks modules sched_debug softirqs sysrq-trigger timer_list timer_stats"
 ).split()
-MASKED_DIRECTORIES = "acpi asound driver scsi".split()
+MASKED_DIRECTORIES = "acpi asound driver pressure scsi".split()
 READ_ONLY_DIRECTORIES = "bus fs irq sys".split()
 
 

@@ -143,7 +143,6 @@ class Sandbox:
         kept = capability_numbers(plan.capabilities)
         order = {
             "program": plan.argv[0],
-            "places": _places(plan.argv[0], plan.env.get("PATH", "")),
             "argv": [_bytes(each) for each in plan.argv],
             "env": {_bytes(key): _bytes(value) for key, value in plan.env.items()},
             "cwd": plan.cwd,
@@ -348,10 +347,3 @@ class Sandbox:
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
-
-
-def _places(program: str, path: str) -> list[bytes]:
-    """Where execvp(3) looks for a program."""
-    if "/" in program:
-        return [_bytes(program)]
-    return [_bytes(f"{directory or '.'}/{program}") for directory in path.split(":")]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import stat
 from typing import TYPE_CHECKING, Any
 
 from worker.sandbox import confined, plan, wire
@@ -81,6 +83,8 @@ class Session:
             raise SandboxError(
                 "message", subject="descriptors", hint="stdin, stdout, stderr; files with step 0"
             )
+        if any(_is_door(fd) for fd in fds):
+            raise SandboxError("message", subject="descriptors", hint="files, pipes, sockets or terminals")
         wanted = plan.parse(message, launcher.ceilings, launcher.host.programs, launcher.images)
         if self.room is None and wanted.keep:
             self.room = launcher.make_room(wanted.image, keep=True)
@@ -194,7 +198,11 @@ class Session:
         else:
             self._answer = answer
             names = tuple(f"{kind}-{self._step - 1}" for kind in ("up", "ovl", "shm"))
-            self._start_child(0, None, lambda: confined.clean(names))
+            try:
+                self._start_child(0, None, lambda: confined.clean(names))
+            except OSError as problem:
+                self._answer = None
+                self._refuse(SandboxError("clean", problem.errno or 0, "workspace"))
 
     # --- the peer's end
 
@@ -231,3 +239,8 @@ class Session:
         if self.room:
             self._launcher.drop_room(self.room, self._quarantine)
         self._launcher.forget(self)
+
+
+def _is_door(fd: int) -> bool:
+    """Whether other files can be reached through the descriptor: a directory, or one that is a path only."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH) or stat.S_ISDIR(os.fstat(fd).st_mode)
