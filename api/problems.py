@@ -151,7 +151,8 @@ def invalid(errors: tuple[Violation, ...], kind: Kind = INVALID_REQUEST) -> Prob
     """A request with fields at fault: all of them at once, up to `MAX_ERRORS`."""
     count = f"{len(errors)} field is" if len(errors) == 1 else f"{len(errors)} fields are"
     verb = "valid" if kind is INVALID_REQUEST else "allowed"
-    named = ", ".join(error.field for error in errors[:5]) + (", ..." if len(errors) > 5 else "")
+    more = ", ..." if len(errors) > 5 else ""
+    named = ", ".join(error.field or "the body" for error in errors[:5]) + more
     return ProblemError(kind, f"{count} not {verb}: {named}", errors=errors[:MAX_ERRORS])
 
 

@@ -1,5 +1,6 @@
 """The ``stockade`` command. A sub-command's module is imported when it is used: ``--help`` stays quick."""
 
+import os
 from importlib import import_module
 
 import click
@@ -31,3 +32,17 @@ class _Lazy(click.Group):
 @click.version_option(package_name="stockade")
 def main() -> None:
     """Run untrusted programs under a policy: fresh namespaces, strict limits, a verdict with evidence."""
+    _open_standard_streams()
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream was closed (``<&-``).
+
+    Else the next descriptor that we open takes its number: `stockade run` would hand the program the socket
+    of the launcher as its standard output.
+    """
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one

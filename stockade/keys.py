@@ -51,7 +51,8 @@ def _connected(redis: str | None, state: Path) -> Iterator[Redis]:
         raise click.ClickException(str(error)) from None
     except RedisError as error:
         hint = "" if redis else f" Is `stockade up` running on {state}? Else name the Redis with --redis"
-        raise click.ClickException(f"cannot use Redis at {settings.redis_shown}: {error}.{hint}") from None
+        reason = str(error).rstrip(".")
+        raise click.ClickException(f"cannot use Redis at {settings.redis_shown}: {reason}.{hint}") from None
 
 
 def _tenant(redis: Redis, name: str) -> Tenant:

@@ -120,6 +120,8 @@ def run(
     """
     try:
         host.require_root("run")
+        if limits["output"] is not None and not as_json:
+            raise click.ClickException("--output needs --json: else the output is not ours to count")
         step: dict[str, Any] = {"argv": command, "env": _environment(env), "limits": _given(limits)}
         if cwd is not None:
             step["cwd"] = cwd

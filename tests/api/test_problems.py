@@ -47,6 +47,12 @@ def test_every_field_at_fault_is_listed() -> None:
     assert problem.detail.startswith("7 fields are not valid: files[0], files[1]")
 
 
+def test_the_body_as_a_whole_has_a_name_in_the_sentence() -> None:
+    """A violation of the whole body has "" as its field, which says nothing to people."""
+    errors = (Violation(field="", got=[], allowed="an object", message="must be an object"),)
+    assert problems.invalid(errors).detail == "1 field is not valid: the body"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nowhere", 404), ("DELETE", "/v1/jobs", 405), ("GET", "/v1", 404)]
 )

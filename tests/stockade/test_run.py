@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,6 +42,16 @@ def test_it_prints_what_the_command_prints_and_nothing_else(state: Path) -> None
 def test_standard_input_reaches_the_command(state: Path) -> None:
     """A pipe into it is a pipe into the command."""
     assert run(state, "--", "tr", "a-z", "A-Z", stdin=b"shout").stdout == b"SHOUT"
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_closed_standard_stream_is_dev_null_to_the_command(state: Path, closed: tuple[int, ...]) -> None:
+    """Nothing of ours takes its number and is handed to the command in its place."""
+    look = f"import os, sys; sys.exit(any(os.fstat(n).st_rdev != os.makedev(1, 3) for n in {closed}))"
+    command = [str(STOCKADE), "run", "--state", str(state), "--", "python3", "-c", look]
+    closing = " ".join(f"{stream}>&-" for stream in closed)
+    done = subprocess.run(["sh", "-c", f"exec {shlex.join(command)} {closing}"], timeout=60, check=False)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -102,6 +113,14 @@ def test_everything_that_is_wrong_is_said_at_once(state: Path, tmp_path: Path) -
     assert done.returncode == 125
     assert b"limits.memory: " in done.stderr
     assert b"limits.wall_time: " in done.stderr
+
+
+def test_a_bound_on_output_that_is_not_captured_is_refused(state: Path) -> None:
+    """A limit that cannot be applied is an error: without --json the output never passes through us."""
+    state.mkdir()
+    done = run(state, "--output", "1KiB", "--", "true")
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert b"--output needs --json" in done.stderr
 
 
 def test_an_unknown_policy_is_refused_with_those_there_are(state: Path) -> None:
