@@ -382,3 +382,10 @@ def test_connections_in_numbers_take_no_descriptor_from_jobs() -> None:
         for peer in peers:
             peer.close()
         crowded.stop()
+
+
+@pytest.mark.parametrize("path", ["../up", "a/../../up", "/etc/up", "a//b", "./a"])
+def test_a_file_outside_of_the_workspace_is_refused(sandbox: Launcher, path: str) -> None:
+    """A broken worker that packs a path out of the workspace gets a refusal, and no program runs."""
+    ran = sandbox.run(["/bin/true"], files={path: (b"x", 0o644)})
+    assert (ran.ended["op"], ran.ended["step"], ran.ended["subject"]) == ("failed", "files", path)
