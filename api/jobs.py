@@ -200,7 +200,7 @@ def read_spec(body: bytes) -> JobSpec:
     try:
         return JobSpec.model_validate_json(body)
     except ValidationError as error:
-        raise invalid(tuple(_as_written(found, document) for found in violations(error))) from None
+        raise invalid(tuple(_as_written(found, document) for found in violations(error, JobSpec))) from None
 
 
 def _as_written(found: Violation, document: object) -> Violation:

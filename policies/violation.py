@@ -4,9 +4,9 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from policies.model import Frozen
 
@@ -66,13 +66,40 @@ def shown(value: Any) -> JsonValue:
     return f"a value of type {type(value).__name__}"
 
 
-def violations(error: ValidationError) -> tuple[Violation, ...]:
-    """Return what pydantic found wrong with a request body: all of it, up to `VIOLATIONS_MAX`."""
+def violations(error: ValidationError, model: type[BaseModel] | None = None) -> tuple[Violation, ...]:
+    """Return what pydantic found wrong with a request body: all of it, up to `VIOLATIONS_MAX`.
+
+    With the `model` that it was read as, an unknown field is told with those that are known in its place.
+    """
     found = error.errors(include_url=False)
     faulty = {detail["loc"][:end] for detail in found for end in range(len(detail["loc"]))}
     # A tuple with a wrong item is also said to be too short: only its right items are counted.
     real = [item for item in found if item["type"] != "too_short" or item["loc"] not in faulty]
-    return tuple(_violation(detail["type"], detail["loc"], detail) for detail in real[:VIOLATIONS_MAX])
+    told = [_violation(detail["type"], detail["loc"], detail) for detail in real[:VIOLATIONS_MAX]]
+    if model is None:
+        return tuple(told)
+    return tuple(
+        violation.model_copy(update={"allowed": _known(model, detail["loc"][:-1])})
+        if detail["type"] == "extra_forbidden"
+        else violation
+        for violation, detail in zip(told, real, strict=False)
+    )
+
+
+def _known(model: type[BaseModel] | None, location: Sequence[str | int]) -> list[JsonValue] | None:
+    """Return the names of the fields that the model at `location` below `model` has."""
+    for part in location:
+        if isinstance(part, str) and model is not None:
+            field = model.model_fields.get(part)
+            model = _model_in(field.annotation) if field else None
+    return list(model.model_fields) if model else None
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first model in an annotation such as `tuple[Step, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def _violation(kind: str, location: Sequence[str | int], detail: Any) -> Violation:

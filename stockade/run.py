@@ -179,7 +179,7 @@ def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
             raise click.ClickException(f"there is no policy {spec.policy!r}, there are {', '.join(policies)}")
         admission = admit(spec, policies[spec.policy])
     except ValidationError as error:
-        raise click.ClickException(_sentences(violations(error))) from None
+        raise click.ClickException(_sentences(violations(error, JobSpec))) from None
     except AdmissionError as error:
         raise click.ClickException(_sentences(error.violations)) from None
     step = Planned(spec.sequence[0], admission.steps[0], first=True, last=True)
@@ -187,9 +187,11 @@ def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
 
 
 def _sentences(found: tuple[Violation, ...]) -> str:
-    return "\n".join(
-        ["refused:", *(f"  {each.field.removeprefix('command.')}: {each.message}" for each in found)]
-    )
+    lines = ["refused:"]
+    for each in found:
+        allowed = "" if each.allowed is None else f"; allowed: {each.allowed}"
+        lines.append(f"  {each.field.removeprefix('command.')}: {each.message} (got {each.got!r}{allowed})")
+    return "\n".join(lines)
 
 
 # ---- how it is run

@@ -37,13 +37,16 @@ def outcome_of(report: dict[str, Any], limits: Limits, passed: tuple[Evidence, .
     failed_exec, signal = report["exec_errno"], report["signal"]
     error = errno.errorcode.get(failed_exec, str(failed_exec)) if failed_exec is not None else None
     name = signal_name(signal) if signal is not None else None
+    message = _message(kind, limits, report["exit_code"], name, error)
+    if kind is OutcomeKind.EXEC_FAILED and report.get("exec_call") == "chdir":
+        message = f"The program was not started, its working directory could not be entered: {error}."
     return Outcome(
         kind=kind,
         exit_code=report["exit_code"],
         signal=signal,
         signal_name=name,
         errno=error,
-        message=_message(kind, limits, report["exit_code"], name, error),
+        message=message,
         evidence=evidence,
     )
 
@@ -85,7 +88,7 @@ def _message(
         case OutcomeKind.EXITED | OutcomeKind.SIGNALED:
             return f"{how}."
         case OutcomeKind.EXEC_FAILED:
-            return f"The program could not be started: {error}."
+            return f"The program could not be executed: {error}."
         case OutcomeKind.CPU_TIME_EXCEEDED:
             return f"It was killed for using more than {limits.cpu_time:g} s of CPU time."
         case OutcomeKind.WALL_TIME_EXCEEDED:

@@ -121,3 +121,21 @@ def test_no_body_breaks_validation(body: Any) -> None:
         JobSpec.model_validate(body)
     except ValidationError as error:
         assert all(violation.model_dump_json() for violation in violations(error))
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "known"),
+    [
+        ({"command": ["a"], "foo": 1}, "foo", "policy"),
+        ({"command": {"argv": ["a"], "limits": {"mem": 1}}}, "command.limits.mem", "memory"),
+        ({"steps": [{"argv": ["a"], "cmd": 1}]}, "steps[0].cmd", "on_output_limit"),
+    ],
+)
+def test_an_unknown_field_is_told_with_those_that_are_known(body: Any, field: str, known: str) -> None:
+    """Who misspells a field is shown the fields that may stand in its place."""
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate(body)
+    (violation,) = violations(caught.value, JobSpec)
+    assert violation.field == field
+    assert isinstance(violation.allowed, list)
+    assert known in violation.allowed

@@ -104,3 +104,10 @@ def test_streams_over_the_limit_are_named() -> None:
     fine.feed(b"1234")
     [fact] = output_passed(4, fine, full)
     assert (fact.limit, fact.value, fact.observed, fact.where) == ("output", 4, 5, "bytes written to stderr")
+
+
+def test_a_working_directory_that_cannot_be_entered_is_told_apart_from_the_program() -> None:
+    """The message says which of the two was missing."""
+    outcome = outcome_of(report(exec_errno=2, exec_call="chdir"), LIMITS)
+    assert outcome.kind is OutcomeKind.EXEC_FAILED
+    assert "working directory" in outcome.message

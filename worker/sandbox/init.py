@@ -386,7 +386,7 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
     try:
         _change_directory(order["cwd"])
     except OSError as problem:
-        packets.send(control, {"s": "exec_errno", "errno": problem.errno, "subject": order["cwd"]})
+        packets.send(control, {"s": "exec_errno", "errno": problem.errno, "call": "chdir"})
         os._exit(127)
     argv, environment = order["argv"], order["env"]
     number, places = _executables(argv[0], environment.get(b"PATH", b""))
@@ -403,7 +403,7 @@ def _execute(order: dict[str, Any], birth: Birth) -> None:
             os.execve(path, argv, environment)
         except OSError as problem:
             number = problem.errno or 0
-    packets.send(control, {"s": "exec_errno", "errno": number, "subject": order["program"]})
+    packets.send(control, {"s": "exec_errno", "errno": number, "call": "execve"})
     os._exit(127)
 
 

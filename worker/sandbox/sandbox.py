@@ -71,6 +71,7 @@ class Facts:
     ended: float | None = None
     status: int | None = None
     exec_errno: int | None = None
+    exec_call: str | None = None
     killed: str | None = None
     failed: dict[str, Any] | None = None
     cpu: float = 0.0
@@ -142,7 +143,6 @@ class Sandbox:
         self.leaf.set_limits(plan.limits)
         kept = capability_numbers(plan.capabilities)
         order = {
-            "program": plan.argv[0],
             "argv": [_bytes(each) for each in plan.argv],
             "env": {_bytes(key): _bytes(value) for key, value in plan.env.items()},
             "cwd": plan.cwd,
@@ -206,7 +206,7 @@ class Sandbox:
                         limits.cpus, os.cpu_count() or 1
                     )
             case "exec_errno":
-                facts.exec_errno = message["errno"]
+                facts.exec_errno, facts.exec_call = message["errno"], message["call"]
             case "exit":
                 facts.ended, facts.status = message["t"], message["status"]
             case "failed":
@@ -283,6 +283,7 @@ class Sandbox:
             "exit_code": os.WEXITSTATUS(status) if exited and os.WIFEXITED(status) else None,
             "signal": os.WTERMSIG(status) if exited and os.WIFSIGNALED(status) else None,
             "exec_errno": facts.exec_errno,
+            "exec_call": facts.exec_call,
             "killed": facts.killed,
             "usage": usage,
             "evidence": evidence,
