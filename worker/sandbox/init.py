@@ -221,7 +221,8 @@ def _write_files(source: int, owner: int) -> None:
                 length, mode, size = _FILE_HEADER.unpack(header)
                 path = stream.read(length).decode("utf-8", "surrogateescape")
                 if not {"", ".", ".."}.isdisjoint(path.split("/")):
-                    raise SandboxError("files", errno.EINVAL, path, "paths are relative and normalised")
+                    shown = path.encode("utf-8", "backslashreplace").decode()[:200]
+                    raise SandboxError("files", errno.EINVAL, shown, "paths are relative and normalised")
                 _write_file(work, path, mode & 0o777, stream.read(size), owner)
     except OSError as problem:
         hint = "the files must fit into the step's disk and disk_inodes limits"
