@@ -22,8 +22,8 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 # Numbers from 424 on are the same on every architecture (include/uapi/asm-generic/unistd.h).
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT, _NR_FSPICK = range(428, 434)
 _NR_CLONE3, _NR_OPENAT2, _NR_MOUNT_SETATTR = 435, 437, 442
-_PER_ARCH = {"x86_64": (155, 317), "aarch64": (41, 277)}
-_NR_PIVOT_ROOT, _NR_SECCOMP = _PER_ARCH.get(os.uname().machine, (-1, -1))
+_PER_ARCH = {"x86_64": (155, 317, 13), "aarch64": (41, 277, 134)}
+_NR_PIVOT_ROOT, _NR_SECCOMP, _NR_RT_SIGACTION = _PER_ARCH.get(os.uname().machine, (-1, -1, -1))
 
 CLONE_NEWTIME, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x80, 0x20000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -91,6 +91,7 @@ _openat2 = _syscall(_NR_OPENAT2, c_int, c_char_p, c_char_p, c_size_t)
 _mount_setattr = _syscall(_NR_MOUNT_SETATTR, c_int, c_char_p, c_uint, c_char_p, c_size_t)
 _pivot_root = _syscall(_NR_PIVOT_ROOT, c_char_p, c_char_p)
 _seccomp = _syscall(_NR_SECCOMP, c_uint, c_uint, c_void_p)
+_rt_sigaction = _syscall(_NR_RT_SIGACTION, c_int, c_char_p, c_char_p, c_size_t)
 _mount = _libcall("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _libcall("umount2", c_char_p, c_int)
 _unshare = _libcall("unshare", c_int)
@@ -219,6 +220,13 @@ def set_name(name: str) -> None:
 def sethostname(name: str) -> None:
     """sethostname(2)."""
     _sethostname(name.encode(), len(name.encode()))
+
+
+def reset_internal_signals() -> None:
+    """SIG_DFL for the two signals that glibc keeps to itself; a parent that used posix_spawn(3), such as make,
+    leaves them ignored, and sigaction(2) by way of the library refuses to touch them."""
+    for number in (32, 33):
+        _rt_sigaction(number, bytes(32), None, 8)
 
 
 def drop_from_bounding_set(capabilities: Iterable[int]) -> None:

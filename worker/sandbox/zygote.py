@@ -93,6 +93,7 @@ def main() -> NoReturn:
     # Signals that an init must find at their defaults are set here once: fork keeps them (fork(2)).
     for number in _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}:
         _signal.signal(number, _signal.SIG_DFL)
+    sc.reset_internal_signals()
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     os.umask(0)
     start, fds = packets.receive(sock)
