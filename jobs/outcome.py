@@ -35,6 +35,8 @@ class OutcomeKind(StrEnum):
     DISK_EXCEEDED = "disk_exceeded"
     SYSCALL_DENIED = "syscall_denied"
     CANCELLED = "cancelled"
+    QUEUE_TIME_EXCEEDED = "queue_time_exceeded"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     SANDBOX_ERROR = "sandbox_error"
     WORKER_LOST = "worker_lost"
 

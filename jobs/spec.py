@@ -9,12 +9,15 @@ import binascii
 import re
 from typing import Annotated, Any, Literal, LiteralString, Self
 
+from annotated_types import Gt, Le
 from pydantic import (
     AfterValidator,
+    AwareDatetime,
     BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
+    Strict,
     StringConstraints,
     model_validator,
 )
@@ -24,7 +27,8 @@ from policies.admission import HOST_IMAGE, default_name
 from policies.limits import LimitsRequest
 from policies.model import Frozen
 from policies.policy import FILES_BYTES_MAX, FILES_MAX, STEPS_MAX, Name
-from policies.units import KIB
+from policies.priority import Priority
+from policies.units import AS_DURATION, DURATION_MAX, KIB
 
 WORKSPACE = "/work"
 """Where the job's workspace is mounted inside the sandbox: working directory and HOME of every step."""
@@ -33,6 +37,7 @@ ENV_MAX = 256
 ARGV_ENV_BYTES = 64 * KIB
 """Bytes of all arguments and environment variables of one step together, terminators included."""
 OUTPUTS_MAX = 100
+LABELS_MAX = 16
 PATH_BYTES = 4095
 """Longest path that the kernel takes (PATH_MAX without its terminator)."""
 PATH_DEPTH = 64
@@ -138,6 +143,11 @@ RelativePath = Annotated[
 """A path below the workspace in its plain form."""
 StepName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _ModeText = Annotated[str, StringConstraints(pattern=MODE_PATTERN)]
+
+
+LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/:@+-]{0,128}$")]
+"""What a label may hold: plain characters only, so that a label is inert wherever it is shown."""
 
 
 class Content(Frozen):
@@ -315,6 +325,34 @@ class JobSpec(Frozen):
         max_length=OUTPUTS_MAX,
         description="Which files of the workspace to keep as artifacts: globs, `**` for any depth.",
         examples=[["result.json", "plots/**/*.png"]],
+    )
+
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict,
+        max_length=LABELS_MAX,
+        description="Words of the caller's own to find the job by: `GET /v1/jobs?label=NAME:VALUE`.",
+        examples=[{"course": "algorithms-1"}],
+    )
+    pool: Name | None = Field(
+        default=None,
+        description="The kind of worker to run on; one of the policy's `pools`, whose first is the default.",
+    )
+    priority: Priority | None = Field(
+        default=None,
+        description="Which of the project's own jobs go first; it gives no place before those of others."
+        " The default is `normal`, or the policy's `priority_max` where that is lower.",
+    )
+    max_queue_time: Annotated[float, Strict(), Gt(0), Le(DURATION_MAX), AS_DURATION] | None = Field(
+        default=None,
+        description="Seconds that it may wait for its start; then it ends with `queue_time_exceeded`."
+        " The default, and the most, is the policy's.",
+        json_schema_extra={"x-unit": "seconds"},
+    )
+    deadline: AwareDatetime | None = Field(
+        default=None,
+        description="When it must have ended (RFC 3339, with a time zone); else it is stopped with"
+        " `deadline_exceeded`, whether it runs or still waits.",
+        examples=["2030-01-01T12:00:00Z"],
     )
 
     @model_validator(mode="after")
