@@ -13,6 +13,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.outcome import ArtifactError, Output
 from jobs.spec import JobSpec
+from jobs.workers import Workers
+from tests.dispatch import worker_status
 
 JSON = {"Content-Type": "application/json"}
 TRUE = {"command": ["true"]}
@@ -106,7 +108,7 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     """Every success there is, with jobs in every state."""
     client.get("/healthz")
     client.get("/readyz")
-    store.heartbeat("w", slots=1, running=0, launcher=None)
+    Workers(store.redis).heartbeat(worker_status("w"))
     client.get("/readyz")
     client.get("/v1/policies")
     client.get("/v1/policies/default")
@@ -151,7 +153,7 @@ def provoke_failures(client: httpx.Client, served: Any, monkeypatch: pytest.Monk
         monkeypatch.setattr(services.authenticator, "tenant", fail(error))
         for method, address in ADDRESSES:
             client.request(method, address)
-    monkeypatch.setattr(services.store, "workers", fail(RuntimeError("a bug")))
+    monkeypatch.setattr(services.workers, "live", fail(RuntimeError("a bug")))
     client.get("/readyz")
 
 
