@@ -18,7 +18,7 @@ DONE = JobResult(outcome=Outcome(kind=OutcomeKind.EXITED, exit_code=0, message="
 
 def open_window(redis: Redis, slots: int = 1000, pools: tuple[str, ...] = ("default",)) -> None:
     """Let jobs be released as if workers with so many slots lived: `slots`, and a quarter more in the queue."""
-    redis.hset("stockade:window", mapping=dict.fromkeys(pools, slots))
+    redis.hset("stockade:slots", mapping=dict.fromkeys(pools, slots))
 
 
 def worker_status(name: str, launcher: str | None = None) -> WorkerStatus:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import redis
 
 from jobs.settings import Settings
 
@@ -88,3 +89,16 @@ def test_a_password_of_redis_is_not_logged(settings: Settings) -> None:
         _, log = started.communicate(timeout=10)
         assert "127.0.0.1:1" in log
         assert "hunter2" not in log
+
+
+def test_a_redis_that_drops_jobs_is_refused(settings: Settings, redis_client: redis.Redis) -> None:
+    """Exit status 2, and the log has the remedy."""
+    redis_client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with process(settings) as (started, _):
+            _, log = started.communicate(timeout=30)
+    finally:
+        redis_client.config_set("maxmemory-policy", "noeviction")
+    assert started.returncode == 2
+    assert "config set maxmemory-policy noeviction" in log
+    assert "Traceback" not in log

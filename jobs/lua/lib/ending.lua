@@ -35,7 +35,7 @@ local function leave(id, job, now)
   if redis.call('ZREM', backlog, id) == 1 then
     count(project, 'queued', -1)
     if redis.call('EXISTS', backlog) == 0 then
-      redis.call('ZREM', 'stockade:turn:' .. pool .. ':' .. organisation(project), project)
+      redis.call('ZREM', 'stockade:order:' .. pool .. ':' .. organisation(project), project)
     end
     return
   end
