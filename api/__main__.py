@@ -8,6 +8,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from api import metrics
 from api.app import create_app
 from api.connection import Connection
 from jobs.settings import Settings, SettingsError
@@ -55,9 +56,10 @@ def main() -> int:
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=GRACE,
     )
-    log.info("serving", listen=settings.listen, redis=settings.redis_shown)
+    log.info("serving", listen=settings.listen, metrics=settings.metrics, redis=settings.redis_shown)
     gc.freeze()  # what is here now stays: the collector need not look at it again
-    Server(config, app).run()
+    with metrics.serving(settings):
+        Server(config, app).run()
     return 0
 
 

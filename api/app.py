@@ -8,7 +8,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from api import artifacts, documentation, health, jobs, outputs, policies, problems
+from api import artifacts, audit, documentation, health, jobs, outputs, policies, problems, quota, usage
 from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
@@ -16,8 +16,11 @@ from api.job_view import JobView
 from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
+from jobs.audit import Page
+from jobs.quota import Quota
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.usage import UsageReport
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
@@ -25,6 +28,9 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
+    (Quota, "serialization"),
+    (UsageReport, "serialization"),
+    (Page, "serialization"),
     (Health, "serialization"),
     (Readiness, "serialization"),
     (Problem, "serialization"),
@@ -63,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, outputs, artifacts, policies, health):
+    for routes in (jobs, outputs, artifacts, policies, quota, usage, audit, health):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

@@ -29,6 +29,7 @@ from api.problems import (
 )
 from api.services import Services, services_of
 from jobs.job import Job, Tenant
+from jobs.metrics import metrics
 from jobs.spec import JobSpec
 from policies.admission import Admission, AdmissionError, admit
 from policies.violation import Violation, shown, violations
@@ -185,8 +186,10 @@ def accept(services: Services, body: bytes, caller: Tenant) -> JobView:
     Raises:
         ProblemError: 422, with everything that is wrong.
     """
-    spec = read_spec(body)
-    job = services.store.create(spec, admission(services, spec), caller.id)
+    with services.refusals.noted(caller):
+        spec = read_spec(body)
+        job = services.store.create(spec, admission(services, spec), caller.id)
+    metrics.count("jobs_submitted_total", result="admitted")
     try:
         services.queue.publish(job.id, FIRST_ATTEMPT)
     except OperationalError as error:  # the job is stored, so it is accepted: the reaper publishes it again

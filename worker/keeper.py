@@ -1,4 +1,4 @@
-"""Two threads beside a worker's jobs: a timer for leases, heartbeat, reaper; an ear for cancellations."""
+"""Two threads beside a worker's jobs: a timer for leases, heartbeat, reaper, metrics; an ear for cancellations."""
 
 import socket
 import threading
@@ -10,6 +10,7 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from jobs.metrics import FLUSH, metrics
 from jobs.store import Renewal, Store
 from worker.reaper import Reaper
 from worker.stop import Reason, Stops
@@ -58,6 +59,7 @@ class Keeper:
             Every(third, self._renew),
             Every(HEARTBEAT, self._beat),
             Every(min(SWEEP, third), reaper.sweep),
+            Every(FLUSH, self._flush),
         ]
         self._tick = min(0.5, third / 2)
         self._end = threading.Event()
@@ -77,6 +79,7 @@ class Keeper:
         for thread in self._threads:
             thread.join(timeout=3)
         Every(0, lambda: self._store.farewell(self._name)).turn()
+        Every(0, self._flush).turn()
 
     def _keep(self) -> None:
         while not self._end.is_set():
@@ -97,6 +100,9 @@ class Keeper:
         running = len(self._stops.running())
         launcher = launcher_trouble(self._launcher)
         self._store.heartbeat(self._name, slots=self._slots, running=running, launcher=launcher)
+
+    def _flush(self) -> None:
+        metrics.flush(self._store.redis)
 
     def _listen(self) -> None:
         while not self._end.is_set():
