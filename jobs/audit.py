@@ -110,7 +110,7 @@ def page(
     Raises:
         CursorError: `cursor` is none.
     """
-    newest = f"({_checked(cursor)}" if cursor else "+"
+    newest = f"({_checked(cursor)}" if cursor is not None else "+"
     if until is not None and (cursor is None or _milliseconds(until) <= int(cursor.partition("-")[0])):
         newest = f"({_milliseconds(until)}-0"
     oldest = f"{_milliseconds(since)}-0" if since else "-"
@@ -126,7 +126,7 @@ def page(
 
 def after(redis: Redis, tenant: str, entry_id: str) -> list[Entry]:
     """The entries after the one of this id, oldest first; "0-0" is before all."""
-    found: Any = redis.xrange(_key(tenant), f"({_checked(entry_id)}", "+", count=_BATCH)
+    found: Any = redis.xrange(_key(tenant), f"({entry_id}", "+", count=_BATCH)
     return [_entry(*item) for item in found]
 
 
@@ -166,13 +166,13 @@ def _safe(value: Any) -> JsonValue:
 
 def _checked(cursor: str) -> str:
     parts = _CURSOR.fullmatch(cursor)
-    if parts is None or any(int(part) >= 1 << 64 for part in parts.groups()):
+    if parts is None or int(parts[1]) == 0 or any(int(part) >= 1 << 64 for part in parts.groups()):
         raise CursorError("a cursor that a page gave out as next_cursor")
     return cursor
 
 
 def _milliseconds(moment: datetime) -> int:
-    return max(0, int(moment.timestamp() * 1000))
+    return max(1, int(moment.timestamp() * 1000))  # nothing is before 0-0, and Redis will not look there
 
 
 def _key(tenant: str) -> str:

@@ -119,9 +119,17 @@ def stored(redis: Redis) -> Mapping[Measure, Series]:
         if measure is None or measure.kind is Kind.GAUGE:
             continue
         part = values.pop() if measure.kind is Kind.HISTOGRAM and values else ""
-        if len(values) == len(measure.labels):
-            found.setdefault(measure, {}).setdefault(tuple(values), {})[part] = float(amount)
+        number = _number(amount)
+        if len(values) == len(measure.labels) and number is not None:
+            found.setdefault(measure, {}).setdefault(tuple(values), {})[part] = number
     return found
+
+
+def _number(text: bytes) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _series(name: str, kind: Kind, labels: Mapping[str, str]) -> str:

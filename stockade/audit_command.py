@@ -13,7 +13,7 @@ from jobs import audit as log
 from jobs import tenants
 from stockade.keys import _connected as connected
 from stockade.keys import _where as where
-from stockade.usage_command import Moment
+from stockade.usage_command import moment_of
 
 PAUSE = 0.5  # seconds between two looks with --follow
 
@@ -21,8 +21,8 @@ PAUSE = 0.5  # seconds between two looks with --follow
 @click.command()
 @click.argument("tenant", default=log.PLATFORM)
 @click.option("--action", help="Only this action, or those that begin with it and a point.")
-@click.option("--from", "since", type=Moment(), help="Only from then on.")
-@click.option("--to", "until", type=Moment(), help="Only before then.")
+@click.option("--from", "since", callback=moment_of, metavar="TIME", help="Only from then on.")
+@click.option("--to", "until", callback=moment_of, metavar="TIME", help="Only before then.")
 @click.option("--limit", type=click.IntRange(1, log.ENTRIES), default=50, show_default=True, help="How many.")
 @click.option("--follow", is_flag=True, help="Go on with what happens, until Ctrl-C.")
 @where

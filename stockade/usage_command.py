@@ -13,27 +13,24 @@ from stockade.keys import _print as print_table
 from stockade.keys import _where as where
 
 
-class Moment(click.ParamType):
-    """A date or a time on the command line."""
-
-    name = "TIME"
-
-    def convert(
-        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """The time that the text means."""
-        try:
-            return value if isinstance(value, datetime) else instant(value)
-        except ValueError:
-            self.fail(f"{value!r} must be {FORM}", param, ctx)
+def moment_of(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """The time that an option's text means."""
+    try:
+        return None if value is None else instant(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} must be {FORM}") from None
 
 
 @click.command()
 @click.argument("tenant", required=False)
 @click.option(
-    "--from", "since", type=Moment(), help="Begin. [default: a day ago for hours, 30 days for days]"
+    "--from",
+    "since",
+    callback=moment_of,
+    metavar="TIME",
+    help="Begin. [default: a day ago for hours, 30 days for days]",
 )
-@click.option("--to", "until", type=Moment(), help="End. [default: now]")
+@click.option("--to", "until", callback=moment_of, metavar="TIME", help="End. [default: now]")
 @click.option(
     "--step",
     type=click.Choice([window.value for window in Window]),
