@@ -31,6 +31,7 @@ from jobs.settings import Settings
 from jobs.store import Store, connect
 
 PATIENCE = 10.0  # seconds that a scrape may take to ask, and Redis to answer it
+LOOK = 0.2  # seconds between two looks of the listener whether it shall end
 
 log = structlog.get_logger(__name__)
 
@@ -160,7 +161,7 @@ def serving(settings: Settings) -> Iterator[int | None]:
             log.error("metrics_not_served", listen=settings.metrics, reason=error.strerror or str(error))
             yield None
             return
-        thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread = Thread(target=server.serve_forever, args=(LOOK,), name="metrics", daemon=True)
         thread.start()
         try:
             yield server.server_address[1]

@@ -1,8 +1,7 @@
 """Usage: what the caller's project used, hour by hour or day by day, for bills and spreadsheets."""
 
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -15,13 +14,6 @@ from jobs.usage import SpanError, UsageReport, Window, as_csv, span, used
 from policies.violation import Violation, shown
 
 router = APIRouter(tags=["usage"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
-
-
-class Format(StrEnum):
-    """How the export is written."""
-
-    JSON = "json"
-    CSV = "csv"
 
 
 Step = Annotated[Window, Query(description="The length of each window: `hour` (8 days back) or `day` (400).")]
@@ -53,7 +45,9 @@ def get_usage(
     since: From = None,
     until: To = None,
     step: Step = Window.DAY,
-    format_: Annotated[Format, Query(alias="format", description="`json` or `csv`.")] = Format.JSON,
+    format_: Annotated[
+        Literal["json", "csv"], Query(alias="format", description="How the export is written.")
+    ] = "json",
 ) -> Response:
     """Jobs, CPU seconds, GB-seconds of memory, seconds of running and bytes of artifacts of the key's project.
 
@@ -66,7 +60,7 @@ def get_usage(
         wrong = Violation(field=error.field, got=got, allowed=str(error), message=f"must be {error}")
         raise invalid((wrong,)) from None
     report = used(services_of(request).store.redis, caller.id, caller.name, asked)
-    if format_ is Format.CSV:
+    if format_ == "csv":
         headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
         return Response(as_csv([report]), media_type="text/csv", headers=headers)
     return Response(report.model_dump_json(by_alias=True), media_type="application/json")
