@@ -4,9 +4,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.auth import Caller
+from api.auth import Admin
 from api.documentation import json_body
-from api.problems import INTERNAL, INVALID_REQUEST, UNAUTHENTICATED, UNAVAILABLE, documented, invalid
+from api.problems import (
+    FORBIDDEN,
+    INTERNAL,
+    INVALID_REQUEST,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    documented,
+    invalid,
+)
 from api.services import services_of
 from jobs import audit
 from jobs.instant import Instant
@@ -14,7 +22,7 @@ from policies.violation import Violation, shown
 
 LIMIT = 50  # entries of a page unless the caller says otherwise
 
-router = APIRouter(tags=["audit"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(tags=["audit"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
 
 
 @router.get(
@@ -27,7 +35,7 @@ router = APIRouter(tags=["audit"], responses=documented(UNAUTHENTICATED, INTERNA
 )
 def get_audit(
     request: Request,
-    caller: Caller,
+    caller: Admin,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of a page, for the page after it.", max_length=64)
     ] = None,

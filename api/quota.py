@@ -4,13 +4,13 @@ import math
 
 from fastapi import APIRouter, Request, Response
 
-from api.auth import Caller
+from api.auth import Reader
 from api.documentation import json_body
-from api.problems import INTERNAL, UNAUTHENTICATED, UNAVAILABLE, documented
+from api.problems import FORBIDDEN, INTERNAL, UNAUTHENTICATED, UNAVAILABLE, documented
 from api.services import services_of
 from jobs.quota import Quota, quota
 
-router = APIRouter(tags=["quota"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(tags=["quota"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
 
 
 @router.get(
@@ -18,12 +18,12 @@ router = APIRouter(tags=["quota"], responses=documented(UNAUTHENTICATED, INTERNA
     summary="Get the quota",
     responses={200: {"description": "Every budget", "content": json_body(Quota)}},
 )
-def get_quota(request: Request, caller: Caller) -> Response:
+def get_quota(request: Request, caller: Reader) -> Response:
     """Limit, use and reset of every budget of the key's project and of its organisation.
 
-    A job that would not fit into one of them is refused with 429.
+    A job that would not fit into one of them is refused with 429. A changed limit shows within five seconds.
     """
-    found = quota(services_of(request).store.redis, caller.id)
+    found = quota(services_of(request).store.redis, caller.tenant, caller.organisation)
     return Response(found.model_dump_json(), media_type="application/json")
 
 

@@ -15,9 +15,9 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from api.auth import Identity
 from api.problems import NOT_ADMITTED, ProblemError
 from jobs import audit
-from jobs.job import Tenant
 from jobs.metrics import metrics
 from jobs.rules import rule_of
 
@@ -39,7 +39,7 @@ class Refusals:
         self._latest: OrderedDict[tuple[str, ...], tuple[float, int]] = OrderedDict()
 
     @contextmanager
-    def noted(self, caller: Tenant) -> Iterator[None]:
+    def noted(self, caller: Identity) -> Iterator[None]:
         """Take note of the problem that the block, which submits a job for `caller`, raises."""
         try:
             yield
@@ -47,7 +47,7 @@ class Refusals:
             self.note(caller, error)
             raise
 
-    def note(self, caller: Tenant, problem: ProblemError) -> None:
+    def note(self, caller: Identity, problem: ProblemError) -> None:
         """Count a refusal and, where that is to be, write it down. Redis may be away."""
         rules = sorted({rule_of(error.field) for error in problem.errors})
         metrics.count("jobs_submitted_total", result=problem.kind.name)
@@ -56,8 +56,8 @@ class Refusals:
         if problem.kind.name in RECORDED:
             self._record(caller, problem, rules)
 
-    def _record(self, caller: Tenant, problem: ProblemError, rules: list[str]) -> None:
-        actor = audit.key_actor(getattr(caller, "key_id", None))
+    def _record(self, caller: Identity, problem: ProblemError, rules: list[str]) -> None:
+        actor = audit.key_actor(caller.key_id)
         repeated = self._repeated((caller.id, actor, problem.kind.name, *rules))
         if repeated is None:
             return

@@ -5,15 +5,23 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.auth import Caller
+from api.auth import Reader
 from api.documentation import json_body
-from api.problems import INTERNAL, INVALID_REQUEST, UNAUTHENTICATED, UNAVAILABLE, documented, invalid
+from api.problems import (
+    FORBIDDEN,
+    INTERNAL,
+    INVALID_REQUEST,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    documented,
+    invalid,
+)
 from api.services import services_of
 from jobs.instant import Instant
 from jobs.usage import SpanError, UsageReport, Window, as_csv, span, used
 from policies.violation import Violation, shown
 
-router = APIRouter(tags=["usage"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(tags=["usage"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
 
 
 Step = Annotated[Window, Query(description="The length of each window: `hour` (8 days back) or `day` (400).")]
@@ -41,7 +49,7 @@ To = Annotated[
 )
 def get_usage(
     request: Request,
-    caller: Caller,
+    caller: Reader,
     since: From = None,
     until: To = None,
     step: Step = Window.DAY,
@@ -59,7 +67,7 @@ def get_usage(
         got = shown(request.query_params.get(error.field))
         wrong = Violation(field=error.field, got=got, allowed=str(error), message=f"must be {error}")
         raise invalid((wrong,)) from None
-    report = used(services_of(request).store.redis, caller.id, caller.name, asked)
+    report = used(services_of(request).store.redis, caller.id, caller.tenant.name, asked)
     if format_ == "csv":
         headers = {"Content-Disposition": 'attachment; filename="usage.csv"'}
         return Response(as_csv([report]), media_type="text/csv", headers=headers)

@@ -81,9 +81,9 @@ def record(redis: Redis, tenant: str, actor: str, action: str, /, **about: Any) 
     redis.xadd(_key(tenant), fields, maxlen=ENTRIES, approximate=True)
 
 
-def key_actor(key_id: str | None) -> str:
-    """The actor behind an API key of this id."""
-    return f"key:{key_id}" if key_id else SERVICE
+def key_actor(key_id: str) -> str:
+    """The actor behind the API key of this id."""
+    return f"key:{key_id}"
 
 
 def page(

@@ -10,7 +10,7 @@ from functools import cache
 
 from pydantic import BaseModel
 
-from jobs.quota import BUDGETS
+from jobs.budgets import Budgets
 from jobs.spec import JobSpec
 from policies.violation import model_in
 
@@ -37,7 +37,7 @@ def rule_of(field: str) -> str:
 @cache
 def rules() -> frozenset[str]:
     """Every rule there is."""
-    budgets = (BUDGET + budget for budget in BUDGETS)
+    budgets = (BUDGET + budget for budget in Budgets.model_fields)
     return frozenset([BODY, UNKNOWN, *_fields(JobSpec, ""), *budgets])
 
 

@@ -11,8 +11,7 @@ from redis import Redis
 
 from jobs import audit as log
 from jobs import tenants
-from stockade.keys import _connected as connected
-from stockade.keys import _where as where
+from stockade.connection import connected, where
 from stockade.usage_command import moment_of
 
 PAUSE = 0.5  # seconds between two looks with --follow
@@ -55,7 +54,7 @@ def audit(
 def _id(redis: Redis, name: str) -> str:
     if name == log.PLATFORM:
         return name
-    found = tenants.find_tenant(redis, name)
+    found = tenants.find_project(redis, name)
     if found is None:
         raise click.ClickException(f"there is no tenant {name!r}. See: stockade tenant list")
     return found.id

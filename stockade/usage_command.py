@@ -8,9 +8,8 @@ import click
 from jobs import tenants
 from jobs.instant import FORM, instant
 from jobs.usage import SpanError, UsageReport, Window, as_csv, span, used
-from stockade.keys import _connected as connected
-from stockade.keys import _print as print_table
-from stockade.keys import _where as where
+from stockade.connection import connected, where
+from stockade.table import print_table
 
 
 def moment_of(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:

@@ -6,17 +6,19 @@ from redis import Redis
 
 from api.quota import rate_headers
 from jobs.job import Tenant
+from jobs.tenants import set_tenant
 
 
 def test_every_budget_is_shown_with_limit_use_and_reset(
     client: httpx.Client, redis_client: Redis, tenant: Tenant
 ) -> None:
-    """Those that are limited and those that are not, of the project that the key belongs to."""
-    redis_client.hset(f"stockade:tenant:{tenant.id}", mapping={"concurrent_jobs": 4})
+    """Those that are limited and those that are not, of the key's project and of its organisation."""
+    set_tenant(redis_client, tenant, budgets={"concurrent_jobs": 4})
     redis_client.hset(f"stockade:load:{tenant.id}", mapping={"running": 3})
-    project = client.get("/v1/quota").json()["project"]
-    assert project["tenant"] == tenant.id
-    budgets = {budget.pop("budget"): budget for budget in project["budgets"]}
+    answer = client.get("/v1/quota").json()
+    assert answer["project"]["tenant"] == tenant.id
+    assert answer["organisation"]["tenant"] == tenant.parent
+    budgets = {budget.pop("budget"): budget for budget in answer["project"]["budgets"]}
     assert budgets["concurrent_jobs"] == {"limit": 4, "used": 3, "resets": None}
     assert budgets["queued_jobs"] == {"limit": None, "used": 0, "resets": None}
     assert budgets["cpu_seconds_per_day"]["resets"].endswith("T00:00:00Z")

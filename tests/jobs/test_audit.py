@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from jobs import audit, tenants
+from jobs import audit, keys, tenants
 from jobs.audit import ENTRIES, CursorError, key_actor, page, record
 
 
@@ -104,7 +104,7 @@ def test_a_made_up_cursor_is_refused(redis: Redis, cursor: str) -> None:
 
 def test_no_secret_gets_into_the_log(redis: Redis) -> None:
     """Keys of ours and signing secrets are struck out wherever they stand, also in lists and names."""
-    key = tenants.create_key(redis, tenants.create_tenant(redis, "acme"))
+    key = keys.create_key(redis, tenants.create_tenant(redis, "acme"))
     secret = key.split("_", 2)[2]
     signing = "whsec_" + "c2VjcmV0" * 4
     texts = [key, f"it was {key}, and {signing}"]

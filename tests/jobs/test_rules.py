@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.quota import BUDGETS
+from jobs.budgets import Budgets
 from jobs.rules import BUDGET, rule_of, rules
 from jobs.spec import JobSpec
 
@@ -40,5 +40,5 @@ def test_there_are_only_so_many_rules(field: str) -> None:
 def test_every_field_and_budget_has_its_rule() -> None:
     """No field of a request and no budget is counted under another's name."""
     assert all(rule_of(name) == name for name in JobSpec.model_fields)
-    assert all(rule_of(BUDGET + budget) == BUDGET + budget for budget in BUDGETS)
+    assert all(rule_of(BUDGET + budget) == BUDGET + budget for budget in Budgets.model_fields)
     assert len(rules()) < 200

@@ -61,7 +61,10 @@ def test_usage_of_all_tenants_has_their_organisations(redis: Redis, acme: Tenant
 def test_usage_can_be_bounded(redis: Redis, acme: Tenant) -> None:
     """--from and --to; a time that is none, or too much of it, is an error of one line."""
     use(redis, acme.id, 1, jobs=2)
-    assert '"rows":[]' in stockade("usage", "acme", "--json", "--from", "2026-01-01", "--to", "2026-02-01").output
+    assert (
+        '"rows":[]'
+        in stockade("usage", "acme", "--json", "--from", "2026-01-01", "--to", "2026-02-01").output
+    )
     for arguments in (["--from", "soon"], ["--from", "2001-01-01"], ["--step", "week"]):
         result = stockade("usage", *arguments)
         assert result.exit_code == 2
@@ -79,6 +82,23 @@ def test_the_audit_log_is_printed_oldest_first(redis: Redis, acme: Tenant) -> No
     assert stockade("audit", "acme", "--action", "key.made_a").output.count("\n") == 2
     assert json.loads(stockade("audit").output)["action"] == "policy.reloaded"
     assert stockade("audit", "nobody").exit_code == 1
+
+
+def test_what_the_operator_does_is_recorded(redis: Redis) -> None:
+    """Keys in their project's log, without a secret; tenants in the platform's."""
+    stockade("tenant", "create", "initech")
+    stockade("tenant", "set", "initech", "--concurrent-jobs", "3")
+    made = stockade("key", "create", "initech", "--name", "ci").output.strip()
+    rotated = stockade("key", "rotate", made.split("_")[1]).output.strip()
+    stockade("key", "revoke", made.split("_")[1])
+    output = stockade("audit", "initech").output
+    actions = [json.loads(line)["action"] for line in output.splitlines()]
+    assert actions == ["key.created", "key.rotated", "key.revoked"]
+    assert made.split("_", 2)[2] not in output
+    assert rotated.split("_", 2)[2] not in output
+    created, changed = (json.loads(line) for line in stockade("audit").output.splitlines())
+    assert (created["action"], created["about"]["name"]) == ("tenant.created", "initech/default")
+    assert (changed["actor"], changed["about"]["budgets"]) == ("operator", {"concurrent_jobs": 3})
 
 
 def test_nothing_in_the_log_moves_the_terminal(redis: Redis, acme: Tenant) -> None:
