@@ -1,7 +1,7 @@
 """Refusals of jobs: each is counted by its rules, and those by policy and budget stand in the audit log.
 
-What the policy or a budget refuses is written down with the fields and rules at fault, never with what the
-request held. A caller that repeats itself fills the log no faster than one entry in `QUIET` seconds for the same
+What the policy or a budget refuses is written down with the fields and rules at fault, never with the values that the
+request had there. A caller that repeats itself fills the log no faster than one entry in `QUIET` seconds for the same
 refusal; the next entry then says how often it came meanwhile.
 """
 
