@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from api.documentation import json_body
 from api.problems import INTERNAL, documented
 from api.services import Services, services_of
+from jobs.eviction import SAFE, eviction_policy
 from jobs.store import WorkerStatus
 from policies.model import Frozen
 
@@ -71,19 +72,27 @@ def look(services: Services) -> Readiness:
     """The state of every part, as it is seen from here."""
     try:
         workers = services.store.workers()
+        policy = eviction_policy(services.store.redis)
     except RedisError as error:
         redis = Component(
             ready=False, message=f"Redis cannot be reached or refuses ({type(error).__name__})."
         )
         unknown = Component(ready=False, message="Unknown without Redis.")
         return Readiness(ready=False, redis=redis, worker=unknown, launcher=unknown)
+    redis = _redis(policy)
     worker, launcher = _worker(workers), _launcher(workers)
     return Readiness(
-        ready=worker.ready and launcher.ready,
-        redis=Component(ready=True, message="Redis answers."),
+        ready=redis.ready and worker.ready and launcher.ready,
+        redis=redis,
         worker=worker,
         launcher=launcher,
     )
+
+
+def _redis(policy: str | None) -> Component:
+    if policy not in (SAFE, None):
+        return Component(ready=False, message=f"Redis drops jobs when its memory is full ({policy}).")
+    return Component(ready=True, message="Redis answers.")
 
 
 def _worker(workers: list[WorkerStatus]) -> Component:

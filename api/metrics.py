@@ -178,7 +178,8 @@ async def flushing(redis: Redis) -> AsyncIterator[None]:
     async def flush() -> None:
         while True:
             await asyncio.sleep(FLUSH)
-            await to_thread.run_sync(metrics.flush, redis)
+            if not await to_thread.run_sync(metrics.flush, redis):
+                log.warning("metrics_not_flushed")
 
     task = asyncio.create_task(flush())
     try:

@@ -102,7 +102,8 @@ class Keeper:
         self._store.heartbeat(self._name, slots=self._slots, running=running, launcher=launcher)
 
     def _flush(self) -> None:
-        metrics.flush(self._store.redis)
+        if not metrics.flush(self._store.redis):
+            log.warning("metrics_not_flushed")
 
     def _listen(self) -> None:
         while not self._end.is_set():

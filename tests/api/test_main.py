@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import redis
 
 from jobs.settings import Settings
 
@@ -104,3 +105,16 @@ def test_metrics_have_a_listener_of_their_own(settings: Settings) -> None:
         _, log = started.communicate(timeout=10)
         assert started.returncode in (0, -signal.SIGTERM)
         assert "Traceback" not in log
+
+
+def test_a_redis_that_drops_jobs_is_refused(settings: Settings, redis_client: redis.Redis) -> None:
+    """Exit status 2, and the log has the remedy."""
+    redis_client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with process(settings) as (started, _):
+            _, log = started.communicate(timeout=30)
+    finally:
+        redis_client.config_set("maxmemory-policy", "noeviction")
+    assert started.returncode == 2
+    assert "config set maxmemory-policy noeviction" in log
+    assert "Traceback" not in log
