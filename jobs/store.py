@@ -278,6 +278,11 @@ class Store:
         return Failure(accepted=answer >= 0, next_attempt=answer if answer > 0 else None)
 
 
+def job_key(job_id: str) -> str:
+    """The name of a job's hash."""
+    return _JOB + job_id
+
+
 def _artifacts(job_id: str, token: int) -> str:
     return f"stockade:artifacts:{job_id}:{token}"
 
