@@ -8,7 +8,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from api import artifacts, documentation, health, jobs, outputs, policies, problems
+from api import artifacts, documentation, events, health, jobs, outputs, policies, problems
 from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
@@ -16,12 +16,14 @@ from api.job_view import JobView
 from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
+from api.story import EVENTS
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
     (JobView, "serialization"),
+    *((event, "serialization") for event in EVENTS.values()),
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
@@ -63,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, outputs, artifacts, policies, health):
+    for routes in (jobs, events, outputs, artifacts, policies, health):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

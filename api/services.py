@@ -10,7 +10,9 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.live import LiveJobs
 from api.waiting import FinishedJobs
+from jobs.live import LiveOutput
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import Store, connect
@@ -33,6 +35,8 @@ class Services:
     authenticator: Authenticator
     bodies: BodyReader
     finished: FinishedJobs
+    live: LiveJobs
+    live_output: LiveOutput
     large_bodies: CapacityLimiter
 
 
@@ -47,9 +51,9 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     policies = load_policies(settings.policies)
     redis = connect(settings, REDIS_TIMEOUT)
     queue = Queue(settings)
-    finished = FinishedJobs(settings.redis_py)
+    finished, live = FinishedJobs(settings.redis_py), LiveJobs(settings.redis_py)
     try:
-        async with finished.listening():
+        async with finished.listening(), live.listening():
             yield Services(
                 settings=settings,
                 policies=policies,
@@ -58,6 +62,8 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 authenticator=Authenticator(redis),
                 bodies=BodyReader(max_body(policies)),
                 finished=finished,
+                live=live,
+                live_output=LiveOutput(redis),
                 large_bodies=CapacityLimiter(1),
             )
     finally:
