@@ -53,11 +53,21 @@ class Witness:
         status = str(answer.status_code)
         assert status in operation["responses"], f"{method} {template} answers {status}, undescribed"
         described = operation["responses"][status]
+        if "content" not in described:
+            assert answer.content == b"" and "content-type" not in answer.headers
+            self.seen.add((method, template, status))
+            return
         media_type = answer.headers["content-type"].partition(";")[0]
         assert list(described["content"]) == [media_type], f"{method} {template} {status}"
         schema = described["content"][media_type]["schema"]
         if media_type.endswith("json"):
             validate(answer.json(), schema, self.description)
+        elif media_type == "text/event-stream":
+            assert schema == {"type": "string"}
+            for name, data in re.findall(r"^event: (.*)\ndata: (.*)$", answer.text, re.MULTILINE):
+                validate(
+                    json.loads(data), described["content"][media_type]["x-events"][name], self.description
+                )
         else:
             assert schema == {"type": "string", "format": "binary"}
         self.seen.add((method, template, status))
@@ -77,6 +87,7 @@ ADDRESSES = [
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs/job_1"),
     ("POST", "/v1/jobs/job_1:cancel"),
+    ("GET", "/v1/jobs/job_1/events"),
     ("GET", "/v1/jobs/job_1/steps/0/stdout"),
     ("GET", "/v1/jobs/job_1/steps/0/stderr"),
     ("GET", "/v1/jobs/job_1/artifacts"),
@@ -124,6 +135,9 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get(f"/v1/jobs/{job_id}/artifacts/a")
     client.get(f"/v1/jobs/{job_id}/steps/0/stdout")
     client.get(f"/v1/jobs/{job_id}/steps/0/stderr")
+    events = client.get(f"/v1/jobs/{job_id}/events").text
+    assert {"event: output", "event: gap", "event: finished"} <= set(events.splitlines())
+    client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1f-0-0-0"})
     waiting, running = (client.post("/v1/jobs", json=TRUE).json()["id"] for _ in range(2))
     client.post(f"/v1/jobs/{waiting}:cancel")
     worker.claim(running)
@@ -136,6 +150,10 @@ def provoke_refusals(client: httpx.Client, served: Any, monkeypatch: pytest.Monk
         client.request(method, address, headers={"Authorization": "Bearer nothing"})
         client.request(method, address, json={"command": []} if address == "/v1/jobs" else None)
     client.get("/v1/jobs/job_1?wait=-1")
+    client.get("/v1/jobs/job_1/events", headers={"Last-Event-ID": "7"})
+    waiting = client.post("/v1/jobs", json=TRUE).json()["id"]
+    monkeypatch.setattr(served.services.live, "most_each", 0)
+    client.get(f"/v1/jobs/{waiting}/events")
     client.post("/v1/jobs", json={"command": ["a"], "policy": "nothing"})
     client.post("/v1/jobs", content="{}", headers={"Content-Type": "text/plain"})
     monkeypatch.setattr(served.services.bodies, "_max_body", 10)
