@@ -6,6 +6,7 @@ reading of a job's pipes. The buffers are bounded by the limit `output`. Nothing
 Redis is away the buffers keep what they have, for as long as the attempt runs.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from jobs.outcome import StepResult
 
 INTERVAL = 0.05
 """Seconds that output is gathered before it is published: at most 20 round trips a second for all jobs."""
+MOST = 64
+"""Pieces of one job in one round trip: a megabyte, which a Redis that answers at all takes within `PATIENCE`."""
 PATIENCE = 1.0
 """Seconds to wait for an answer of Redis, and between two tries when there was none."""
 
@@ -77,16 +80,16 @@ class Broadcast:
                 self.since = time.monotonic()
 
     def pending(self) -> Pieces:
-        """What is to be published."""
+        """What is to be published next: at most `MOST` pieces."""
         with self._lock:
-            pieces = [
-                Piece(
-                    self._number, part.step, part.stream, part.offset + at, bytes(part.data[at : at + PIECE])
-                )
-                for part in self._parts.values()
-                for at in range(0, len(part.data) or 1, PIECE)
-            ]
+            pieces = list(itertools.islice(self._pieces(), MOST))
         return Pieces(self._job_id, not self._begun and self._number > 1, self._keep, pieces)
+
+    def _pieces(self) -> Iterator[Piece]:
+        for part in self._parts.values():
+            for at in range(0, len(part.data) or 1, PIECE):
+                data = bytes(part.data[at : at + PIECE])
+                yield Piece(self._number, part.step, part.stream, part.offset + at, data)
 
     def published(self, pieces: Pieces) -> None:
         """Forget what has been published."""

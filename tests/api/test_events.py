@@ -15,11 +15,12 @@ import pytest
 import redis
 
 from api import connection
+from jobs import tenants
 from jobs.job import Attempt, JobResult, Tenant
 from jobs.live import LiveOutput, Piece, Pieces, Stream
 from jobs.outcome import OutcomeKind, Output
 from jobs.settings import Settings
-from jobs.store import Store
+from jobs.store import Store, connect
 from tests.api.conftest import Served, Worker, step_result
 
 TRUE = {"command": ["true"]}
@@ -113,6 +114,14 @@ def job(client: httpx.Client, worker: Worker, output: LiveOutput, store: Store) 
     return Running(worker.claim(submitted(client)), output, store)
 
 
+@pytest.fixture
+def only_woken(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams look for news only when they are woken."""
+    monkeypatch.setattr(served.services.live, "recheck", 10 * BUSY)
+    monkeypatch.setattr(served.services.live, "keep_alive", 10 * BUSY)
+
+
+@pytest.mark.usefixtures("only_woken")
 def test_events_come_while_the_job_runs(client: httpx.Client, job: Running) -> None:
     """States first, each part of the output before the next is written, and the outcome at the end."""
     with following(client, job.id) as events:
@@ -136,6 +145,7 @@ def test_a_queued_job_is_seen_to_start(client: httpx.Client, worker: Worker) -> 
         assert next(events).data["state"] == "running"
 
 
+@pytest.mark.usefixtures("only_woken")
 def test_a_cancelled_job_says_so_and_ends(client: httpx.Client, job: Running) -> None:
     """`cancelling` comes when it is asked for; a job that had not begun ends at once."""
     waiting = submitted(client)
@@ -242,7 +252,9 @@ def test_what_a_program_prints_cannot_forge_an_event(client: httpx.Client, worke
     assert stdout(all_events(client, job_id)) == nasty
 
 
-def test_many_watch_one_job(client: httpx.Client, job: Running, served: Served) -> None:
+def test_many_watch_one_job(
+    client: httpx.Client, job: Running, served: Served, redis_client: redis.Redis
+) -> None:
     """Twenty watchers get the same story, over one subscription, and leave nothing behind."""
     live = served.services.live
     with ThreadPoolExecutor(20) as pool:
@@ -255,6 +267,7 @@ def test_many_watch_one_job(client: httpx.Client, job: Running, served: Served) 
     assert {stdout(story) for story in stories} == {"".join(f"{n}\n" for n in range(10))}
     until(lambda: live.streams == 0)
     assert live._watchers == {}
+    until(lambda: redis_client.pubsub_channels("stockade:live:*") == [])
 
 
 def test_who_hangs_up_frees_the_place(client: httpx.Client, job: Running, served: Served) -> None:
@@ -333,8 +346,9 @@ def test_streams_end_at_once_when_the_service_stops(
         assert stdout(first + all_events(client, job.id, first[-1].id)) == "before and after"
 
 
+@pytest.mark.usefixtures("only_woken")
 def test_streams_outlive_a_lost_subscription(
-    client: httpx.Client, job: Running, redis_client: redis.Redis
+    client: httpx.Client, job: Running, served: Served, redis_client: redis.Redis
 ) -> None:
     """Redis drops the connection: the stream goes on, and what was announced meanwhile is not missed."""
     with following(client, job.id) as events:
@@ -343,9 +357,29 @@ def test_streams_outlive_a_lost_subscription(
         redis_client.client_kill_filter(_type="pubsub")
         job.write(b"heard")
         assert next(events).data["text"] == "heard"
-        time.sleep(0.2)
+        until(lambda: served.services.live._announcements.subscribed)
         job.write(b" again")
         assert next(events).data["text"] == " again"
+
+
+def test_streams_outlive_a_restart_of_redis(own_redis: Any, serving: Any) -> None:
+    """Redis dies and comes back while a job is followed: the stream stays open and goes on."""
+    settings = Settings(redis=own_redis.url)
+    with connect(settings) as redis_client:
+        tenant = tenants.create_tenant(redis_client, "first")
+        store, served = Store(redis_client), serving(settings)
+        with served.client(tenants.create_key(redis_client, tenant)) as client:
+            output = LiveOutput(redis_client)
+            job = Running(Worker(store).claim(submitted(client)), output, store)
+            job.write(b"before ")
+            with following(client, job.id) as events:
+                told = [next(events) for _ in range(3)]
+                own_redis.stop()
+                time.sleep(1.2)  # long enough to have looked in vain
+                own_redis.start()
+                job.write(b"and after")
+                job.finish()
+                assert stdout(told + list(events)) == "before and after"
 
 
 def test_who_does_not_read_is_dropped(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobs.live import LiveOutput, Piece, Pieces, Stream
+from jobs.live import PIECE, LiveOutput, Piece, Pieces, Stream
 from jobs.outcome import Output
 from jobs.store import Store
 from tests.api.conftest import step_result
@@ -177,6 +177,21 @@ def test_a_flood_is_bounded_by_the_limit(claim: Claim) -> None:
         broadcast.feed(0, Stream.STDOUT, b"x" * 300)
     pieces = broadcast.pending().pieces
     assert b"".join(piece.data for piece in pieces) == b"x" * 1000
+
+
+def test_a_large_output_goes_in_bounded_parts(claim: Claim) -> None:
+    """Four megabytes at once are published a megabyte at a time, in order."""
+    broadcast = Broadcast(claim(command={"argv": ["a"], "limits": {"output": 4 << 20}}))
+    whole = bytes(range(256)) * (4 << 12)
+    broadcast.feed(0, Stream.STDOUT, whole)
+    out = b""
+    while broadcast.since is not None:
+        pending = broadcast.pending()
+        part = b"".join(piece.data for piece in pending.pieces)
+        assert 0 < len(part) <= live_module.MOST * PIECE
+        out += part
+        broadcast.published(pending)
+    assert out == whole
 
 
 def test_the_last_part_of_a_step_follows_a_gap(claim: Claim) -> None:
