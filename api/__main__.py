@@ -24,7 +24,7 @@ log = structlog.get_logger("api")
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, with one thing more: when it is told to stop, long polls answer at once."""
+    """Uvicorn, with one thing more: when it is told to stop, long polls answer and streams end at once."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -33,6 +33,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: object = None) -> None:
         """End the waiting, then stop as Uvicorn does."""
         self._app.state.services.finished.close()
+        self._app.state.services.live.close()
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
 

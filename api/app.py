@@ -12,6 +12,7 @@ from api import (
     artifacts,
     audit,
     documentation,
+    events,
     health,
     jobs,
     keys,
@@ -29,6 +30,7 @@ from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
+from api.story import EVENTS
 from jobs.audit import Page
 from jobs.keys import Key
 from jobs.quota import Quota
@@ -39,6 +41,7 @@ from jobs.usage import UsageReport
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
     (JobView, "serialization"),
+    *((event, "serialization") for event in EVENTS.values()),
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
@@ -87,7 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, outputs, artifacts, policies, keys, quota, usage, audit, health):
+    for routes in (jobs, events, outputs, artifacts, policies, keys, quota, usage, audit, health):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

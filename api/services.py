@@ -10,9 +10,11 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.live import LiveJobs
 from api.metrics import flushing
 from api.refusals import Refusals
 from api.waiting import FinishedJobs
+from jobs.live import LiveOutput
 from jobs.settings import Settings
 from jobs.store import Store, connect
 from jobs.workers import Workers
@@ -35,6 +37,8 @@ class Services:
     authenticator: Authenticator
     bodies: BodyReader
     finished: FinishedJobs
+    live: LiveJobs
+    live_output: LiveOutput
     large_bodies: CapacityLimiter
     refusals: Refusals
 
@@ -49,9 +53,9 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     """The services of one application, for as long as it runs."""
     policies = load_policies(settings.policies)
     redis = connect(settings, REDIS_TIMEOUT)
-    finished = FinishedJobs(settings.redis_py)
+    finished, live = FinishedJobs(settings.redis_py), LiveJobs(settings.redis_py)
     try:
-        async with finished.listening(), flushing(redis):
+        async with finished.listening(), live.listening(), flushing(redis):
             yield Services(
                 settings=settings,
                 policies=policies,
@@ -60,6 +64,8 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 authenticator=Authenticator(redis),
                 bodies=BodyReader(max_body(policies)),
                 finished=finished,
+                live=live,
+                live_output=LiveOutput(redis),
                 large_bodies=CapacityLimiter(1),
                 refusals=Refusals(redis),
             )

@@ -42,7 +42,7 @@ from jobs.outcome import Outcome, OutcomeKind
 from jobs.scripts import script
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.usage import Charge
+from jobs.usage import charge_of
 from policies.admission import Admission
 
 FINISHED_CHANNEL = "stockade:finished"
@@ -243,13 +243,14 @@ class Store:
         ]
         return [Renewal(answer) for answer in self._run["renew"](keys, [self._lease_ms, *holders])]
 
-    def finish(self, attempt: Attempt, result: JobResult, charge: Charge) -> bool:
-        """End the job with this result and wake who waits; False when the attempt's token is stale.
+    def finish(self, attempt: Attempt, result: JobResult) -> bool:
+        """End the job with this result, charge it, and wake who waits; False when the token is stale.
 
         To be asked again when the answer was lost: the second answer is that of the first.
         """
         job_id = attempt.job.id
-        args: list[str | int | float] = [job_id, attempt.token, *_ending(result), *charge]
+        args: list[str | int | float] = [job_id, attempt.token, *_ending(result)]
+        args += charge_of(result, attempt.job.admission)
         with metrics.timed("release_seconds"):
             return bool(self._run["finish"]([_artifacts(job_id, attempt.token)], args))
 
@@ -339,6 +340,11 @@ class Store:
         endings = [*_ended(kind, message), *_ended(OutcomeKind.CANCELLED, cancelled)]
         answer = self._run["fail"]([], [attempt.job.id, attempt.token, attempts, *endings])
         return Failure(accepted=answer >= 0, next_attempt=answer if answer > 0 else None)
+
+
+def job_key(job_id: str) -> str:
+    """The name of a job's hash."""
+    return _JOB + job_id
 
 
 def _artifacts(job_id: str, token: int) -> str:

@@ -7,11 +7,8 @@ from redis import Redis
 from jobs.job import JobResult
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.queue import PREFIX
-from jobs.usage import Charge
 from jobs.workers import WorkerStatus
 
-FREE = Charge(0.0, 0.0, 0.0, 0)
-"""A charge of nothing."""
 DONE = JobResult(outcome=Outcome(kind=OutcomeKind.EXITED, exit_code=0, message="It exited with status 0."))
 """A result without steps."""
 

@@ -12,11 +12,13 @@ import structlog
 from celery import Celery, signals
 
 from jobs import broker, queue
+from jobs.live import LiveOutput
 from jobs.settings import Settings
 from jobs.store import Store, connect
 from policies.loader import load_policies
 from worker.attempt import Workshop
 from worker.keeper import Keeper
+from worker.live import PATIENCE, Live
 from worker.reaper import Reaper
 from worker.stop import Reason, Stops
 from worker.task import Runner
@@ -34,7 +36,8 @@ class Worker:
         self.app = queue.celery_app(settings)
         store = Store(connect(settings), lease=settings.lease)
         policies = load_policies(settings.policies)
-        workshop = Workshop(store, policies, settings.launcher, settings.image_host)
+        self._live = Live()
+        workshop = Workshop(store, policies, settings.launcher, settings.image_host, self._live)
         self._stops = Stops()
         self._keeper = Keeper(self.name, settings, store, self._stops, Reaper(store))
         register(self.app, Runner(self.name, workshop, self._stops))
@@ -53,10 +56,12 @@ class Worker:
         )
         signals.worker_shutting_down.connect(self._on_stop)
         self._keeper.start()
+        self._live.start(LiveOutput(connect(self._settings, PATIENCE)))
         log.info("working", worker=self.name, slots=self._settings.slots, redis=self._settings.redis_shown)
         try:
             consumer.start()
         finally:
+            self._live.stop()
             self._keeper.stop()
             log.info("stopped", worker=self.name)
         return int(consumer.exitcode or 0)

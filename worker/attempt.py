@@ -4,11 +4,12 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.job import Attempt, JobResult
+from jobs.live import Stream
 from jobs.metrics import metrics
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
@@ -17,6 +18,7 @@ from policies.admission import AdmissionError, AdmittedStep, admit
 from policies.policy import Policy
 from worker import memfile
 from worker.artifacts import collect
+from worker.live import Broadcast, Live
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
@@ -40,12 +42,13 @@ class NotAdmittedError(Exception):
 
 @dataclass(frozen=True)
 class Workshop:
-    """What attempts are made with: the store, the policies, and the launcher of this machine."""
+    """What attempts are made with: the store, the policies, this machine's launcher, and who watches."""
 
     store: Store
     policies: Mapping[str, Policy]
     launcher: Path
     image_host: bool = True
+    live: Live = field(default_factory=Live)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Planned:
 
     asked: Step
     admitted: AdmittedStep
-    first: bool
+    index: int
     last: bool
 
 
@@ -71,12 +74,14 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
         policy, steps = _admitted(attempt, workshop)
     results: list[StepResult] = []
     try:
-        with _session(workshop.launcher, stop) as session:
+        with _session(workshop.launcher, stop) as session, workshop.live.of(attempt) as broadcast:
             for step in steps:
-                ended = _run(session, step, policy, attempt.job.spec, stop)
+                ended = _run(session, step, policy, attempt.job.spec, stop, broadcast)
                 results.append(result_of(step, ended))
                 if not results[-1].outcome.succeeded:
                     break
+                if not step.last:
+                    broadcast.end_step(step.index, results[-1])
             outcome = results[-1].outcome
             if outcome.kind is OutcomeKind.CANCELLED:
                 return _stopped(stop, results, len(steps))
@@ -116,7 +121,7 @@ def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planne
         raise NotAdmittedError(f"The policy {name} no longer allows this job: {error}.") from error
     pairs = zip(attempt.job.spec.sequence, admission.steps, strict=True)
     count = len(admission.steps)
-    return policy, [Planned(*pair, first=n == 0, last=n == count - 1) for n, pair in enumerate(pairs)]
+    return policy, [Planned(*pair, index=n, last=n == count - 1) for n, pair in enumerate(pairs)]
 
 
 def _session(launcher: Path, stop: Stop) -> Session:
@@ -134,7 +139,9 @@ def _session(launcher: Path, stop: Stop) -> Session:
         pause = min(2 * pause, 1.0)
 
 
-def _run(session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: Stop) -> Ended:
+def _run(
+    session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: Stop, broadcast: Broadcast
+) -> Ended:
     """Run one step; the first one brings the job's files into the workspace."""
     with ExitStack() as stack:
 
@@ -144,11 +151,15 @@ def _run(session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: S
             return descriptor
 
         stdin = memory("stdin", [step.asked.stdin.data])
-        files = memory("files", memfile.packed(spec.files)) if spec.files and step.first else None
+        files = memory("files", memfile.packed(spec.files)) if spec.files and step.index == 0 else None
         plan = plan_of(step, spec.image, policy)
         kill = step.asked.on_output_limit == "kill"
+
+        def heard(stream: Stream, chunk: bytes) -> None:
+            broadcast.feed(step.index, stream, chunk)
+
         begun = time.monotonic()
-        ended = supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop)
+        ended = supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop, heard)
         ran = ended.report["usage"]["wall_time"]
         metrics.observe("sandbox_phase_seconds", ran, phase="run")
         metrics.observe("sandbox_phase_seconds", time.monotonic() - begun - ran, phase="sandbox")

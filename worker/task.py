@@ -10,7 +10,6 @@ from jobs.job import Attempt, JobResult
 from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.store import Failure
-from jobs.usage import charge_of
 from worker.attempt import NotAdmittedError, Workshop, run_attempt
 from worker.sandbox.errors import SandboxError
 from worker.stop import Reason, Stop, StoppedError, Stops
@@ -84,10 +83,9 @@ class Runner:
     def _finish(self, attempt: Attempt, result: JobResult) -> bool:
         """Store the result, and wait for a Redis that is away; its lease says whether it is still wanted."""
         deadline, pause = time.monotonic() + FINISH_PATIENCE, 0.05
-        charge = charge_of(result, attempt.job.admission)
         while True:
             try:
-                return self._store.finish(attempt, result, charge)
+                return self._store.finish(attempt, result)
             except RedisError as error:
                 if time.monotonic() > deadline:
                     raise

@@ -70,6 +70,24 @@ def test_sigterm_answers_long_polls_and_ends(settings: Settings, key: str) -> No
         assert key.split("_", 2)[2] not in log
 
 
+def test_sigterm_ends_streams_of_events(settings: Settings, key: str) -> None:
+    """A stream that is open ends, without an error, and the process does not wait for the job."""
+    with process(settings) as (started, client):
+        wait_until_up(client)
+        headers = {"Authorization": f"Bearer {key}"}
+        job = client.post("/v1/jobs", json={"command": ["true"]}, headers=headers).json()
+        with client.stream("GET", f"/v1/jobs/{job['id']}/events", headers=headers) as answer:
+            lines = answer.iter_lines()
+            while not next(lines).startswith("data:"):
+                pass
+            begun = time.monotonic()
+            started.send_signal(signal.SIGTERM)
+            assert "".join(lines) == ""
+        _, log = started.communicate(timeout=10)
+        assert time.monotonic() - begun < 4
+        assert "Traceback" not in log
+
+
 def test_wrong_settings_end_it_with_a_sentence(settings: Settings) -> None:
     """Exit status 2, and the log names the setting."""
     with process(settings, STOCKADE_LISTEN="nowhere") as (started, _):

@@ -61,11 +61,21 @@ class Witness:
         status = str(answer.status_code)
         assert status in operation["responses"], f"{method} {template} answers {status}, undescribed"
         described = operation["responses"][status]
+        if "content" not in described:
+            assert answer.content == b"" and "content-type" not in answer.headers
+            self.seen.add((method, template, status, ""))
+            return
         media_type = answer.headers["content-type"].partition(";")[0]
         assert media_type in described["content"], f"{method} {template} {status}"
         schema = described["content"][media_type]["schema"]
         if media_type.endswith("json"):
             validate(answer.json(), schema, self.description)
+        elif media_type == "text/event-stream":
+            assert schema == {"type": "string"}
+            for name, data in re.findall(r"^event: (.*)\ndata: (.*)$", answer.text, re.MULTILINE):
+                validate(
+                    json.loads(data), described["content"][media_type]["x-events"][name], self.description
+                )
         else:
             assert schema == TEXT.get(media_type, {"type": "string", "format": "binary"})
         self.seen.add((method, template, status, media_type))
@@ -85,6 +95,7 @@ ADDRESSES = [
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs/job_1"),
     ("POST", "/v1/jobs/job_1:cancel"),
+    ("GET", "/v1/jobs/job_1/events"),
     ("GET", "/v1/jobs/job_1/steps/0/stdout"),
     ("GET", "/v1/jobs/job_1/steps/0/stderr"),
     ("GET", "/v1/jobs/job_1/artifacts"),
@@ -153,6 +164,9 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get(f"/v1/jobs/{job_id}/steps/0/stdout")
     client.get(f"/v1/jobs/{job_id}/steps/0/stderr")
     provoke_keys(client)
+    events = client.get(f"/v1/jobs/{job_id}/events").text
+    assert {"event: output", "event: gap", "event: finished"} <= set(events.splitlines())
+    client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1f-0-0-0"})
     waiting, running = (client.post("/v1/jobs", json=TRUE).json()["id"] for _ in range(2))
     client.post(f"/v1/jobs/{waiting}:cancel")
     worker.claim(running)
@@ -187,6 +201,10 @@ def provoke_refusals(
     client.get("/v1/jobs/job_1?wait=-1")
     client.get("/v1/usage?from=yesterday")
     client.get("/v1/audit?cursor=nothing")
+    client.get("/v1/jobs/job_1/events", headers={"Last-Event-ID": "7"})
+    waiting = client.post("/v1/jobs", json=TRUE).json()["id"]
+    monkeypatch.setattr(served.services.live, "most_each", 0)
+    client.get(f"/v1/jobs/{waiting}/events")
     client.post("/v1/jobs", json={"command": ["a"], "policy": "nothing"})
     for address in BODIES:
         client.post(address, content="{}", headers={"Content-Type": "text/plain"})
@@ -229,7 +247,7 @@ def test_every_described_answer_is_given_and_every_given_one_described(
         (method, path, status, media_type)
         for method, path, operation in operations(description)
         for status, answer in operation["responses"].items()
-        for media_type in answer["content"]
+        for media_type in answer.get("content", [""])
     }
     assert witness.seen == described
 

@@ -21,7 +21,6 @@ from jobs.outcome import Outcome, OutcomeKind
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import Idempotency, Store, connect
-from jobs.usage import Charge
 from jobs.workers import Workers
 from policies.admission import admit
 from policies.loader import load_policies
@@ -112,7 +111,7 @@ def test_every_role_does_its_work(clients: dict[User, Redis], users: Users, proj
         assert message["data"].decode() == ids[2]
     back.renew([first, second, third])
     back.put_artifact(first, "a", b"1")
-    assert back.finish(first, RESULT, Charge(1.0, 1.0, 1.0, 1))
+    assert back.finish(first, RESULT)
     back.fail_attempt(second, OutcomeKind.SANDBOX_ERROR, "It failed.")
     back.give_back(third)
     back.sweep(0)
