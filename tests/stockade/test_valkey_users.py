@@ -18,7 +18,7 @@ from jobs import keys, tenants
 from jobs.eviction import eviction_policy
 from jobs.job import Attempt, JobResult, Tenant
 from jobs.outcome import Outcome, OutcomeKind
-from jobs.queue import Queue
+from jobs.queue import Queue, celery_app
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import Store, connect
@@ -123,6 +123,30 @@ def test_every_role_does_its_work(clients: dict[User, Redis], users: Users, proj
     assert refused(admin) == []
 
 
+def test_celery_does_its_work(clients: dict[User, Redis], users: Users) -> None:
+    """Fetching, acknowledging, giving back and the sweep for messages of workers that are gone."""
+    sender = Queue(Settings(redis=users.url(User.API)))
+    for attempt in (1, 2):
+        sender.publish("job_1", attempt)
+    sender.close()
+    app = celery_app(Settings(redis=users.url(User.WORKER)))
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        with app.amqp.TaskConsumer(channel) as consumer:
+            for queue in consumer.queues:
+                first, second = queue.get(), queue.get()
+                assert queue.get() is None
+                first.ack()
+                second.requeue()
+                third = queue.get()
+                channel.qos.restore_by_tag(third.delivery_tag)
+                assert queue.get() is not None
+        channel.qos.restore_visible()
+        channel.qos.restore_unacked()
+    app.close()
+    assert refused(clients[User.ADMIN]) == []
+
+
 @pytest.mark.parametrize("user", [User.API, User.WORKER])
 @pytest.mark.parametrize(
     "command",
@@ -204,6 +228,14 @@ def test_a_worker_knows_no_keys(clients: dict[User, Redis], project: Tenant, com
     with pytest.raises((NoPermissionError, ResponseError), match=r"(?i)permission|acl failure"):
         clients[User.WORKER].execute_command(*words)
     assert keys.authenticate(clients[User.API], key) is not None
+
+
+@pytest.mark.parametrize("name", ["job:x", "queued", "workers", "window:x", "turn:x", "events", "live:x"])
+def test_what_is_about_jobs_is_open_to_api_and_worker(clients: dict[User, Redis], name: str) -> None:
+    """Every name of ours but those that begin with `ke`, `te` and `we`: keys, tenants, webhooks."""
+    for user in (User.API, User.WORKER):
+        clients[user].set(f"stockade:{name}", "1")
+        assert clients[user].get(f"stockade:{name}") == b"1"
 
 
 def test_a_worker_reads_tenants(clients: dict[User, Redis], project: Tenant) -> None:
