@@ -13,7 +13,7 @@ from api.documentation import json_body
 from api.problems import INTERNAL, documented
 from api.services import Services, services_of
 from jobs.eviction import SAFE, eviction_policy
-from jobs.store import WorkerStatus
+from jobs.workers import WorkerStatus
 from policies.model import Frozen
 
 router = APIRouter(tags=["health"])
@@ -71,7 +71,7 @@ def readyz(request: Request) -> Response:
 def look(services: Services) -> Readiness:
     """The state of every part, as it is seen from here."""
     try:
-        workers = services.store.workers()
+        workers = services.workers.live()
         policy = eviction_policy(services.store.redis)
     except RedisError as error:
         redis = Component(

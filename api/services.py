@@ -11,9 +11,9 @@ from fastapi import Request
 from api.auth import Authenticator
 from api.body import BodyReader
 from api.waiting import FinishedJobs
-from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import Store, connect
+from jobs.workers import Workers
 from policies.loader import load_policies
 from policies.policy import Policy
 from policies.units import MIB
@@ -29,7 +29,7 @@ class Services:
     settings: Settings
     policies: Mapping[str, Policy]
     store: Store
-    queue: Queue
+    workers: Workers
     authenticator: Authenticator
     bodies: BodyReader
     finished: FinishedJobs
@@ -46,7 +46,6 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     """The services of one application, for as long as it runs."""
     policies = load_policies(settings.policies)
     redis = connect(settings, REDIS_TIMEOUT)
-    queue = Queue(settings)
     finished = FinishedJobs(settings.redis_py)
     try:
         async with finished.listening():
@@ -54,14 +53,13 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 settings=settings,
                 policies=policies,
                 store=Store(redis),
-                queue=queue,
+                workers=Workers(redis),
                 authenticator=Authenticator(redis),
                 bodies=BodyReader(max_body(policies)),
                 finished=finished,
                 large_bodies=CapacityLimiter(1),
             )
     finally:
-        queue.close()
         redis.close()
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from policies.limits import Limits, LimitsRequest
 from policies.model import Frozen
 from policies.policy import Policy
+from policies.priority import Priority
 from policies.violation import Violation, shown
 
 BLOCK = 4096
@@ -57,6 +58,15 @@ class Request(Protocol):
     @property
     def files(self) -> Sequence[FileRequest]: ...
 
+    @property
+    def pool(self) -> str | None: ...
+
+    @property
+    def priority(self) -> Priority | None: ...
+
+    @property
+    def max_queue_time(self) -> float | None: ...
+
 
 class AdmittedStep(Frozen):
     """One step as it will run."""
@@ -73,6 +83,9 @@ class Admission(Frozen):
     image: str = Field(description="The image that the job will run in.")
     steps: tuple[AdmittedStep, ...] = Field(description="The steps in order.")
     retention: float = Field(description="Seconds that the job is kept after its end.")
+    pool: str = Field(description="The pool of workers that it runs on.")
+    priority: Priority = Field(description="Its priority among the jobs of its project.")
+    max_queue_time: float = Field(description="Seconds that it may wait for its start.")
 
     @property
     def wall_time(self) -> float:
@@ -119,6 +132,9 @@ def admit(request: Request, policy: Policy, *, host_image: bool = True) -> Admis
         image=request.image,
         steps=tuple(steps),
         retention=policy.retention,
+        pool=request.pool or "default",
+        priority=request.priority or Priority.NORMAL,
+        max_queue_time=request.max_queue_time or 86400.0,
     )
 
 

@@ -77,17 +77,28 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
                     break
             outcome = results[-1].outcome
             if outcome.kind is OutcomeKind.CANCELLED:
-                return JobResult(outcome=outcome, steps=tuple(results))
+                return _stopped(stop, results, len(steps))
             artifacts, errors = collect(session, attempt, policy, workshop.store)
             return JobResult(
                 outcome=outcome, steps=tuple(results), artifacts=artifacts, artifact_errors=errors
             )
     except StoppedError as stopped:
-        if stopped.reason is not Reason.CANCELLED:
+        if stopped.reason.ours:
             raise
-        message = f"It was cancelled after {len(results)} of its {len(steps)} steps."
-        between = Outcome(kind=OutcomeKind.CANCELLED, message=message)
-        return JobResult(outcome=between, steps=tuple(results))
+        return _stopped(stop, results, len(steps))
+
+
+def _stopped(stop: Stop, results: list[StepResult], steps: int) -> JobResult:
+    """The end of a job that was cancelled, or whose deadline came, while it ran or between two steps."""
+    late = stop.reason is Reason.DEADLINE
+    kind = OutcomeKind.DEADLINE_EXCEEDED if late else OutcomeKind.CANCELLED
+    why = "Its deadline came" if late else "It was cancelled"
+    if results and results[-1].outcome.kind is OutcomeKind.CANCELLED:
+        outcome = results[-1].outcome.model_copy(update={"kind": kind, "message": f"{why} while it ran."})
+        results = [*results[:-1], results[-1].model_copy(update={"outcome": outcome})]
+    else:
+        outcome = Outcome(kind=kind, message=f"{why} after {len(results)} of its {steps} steps.")
+    return JobResult(outcome=outcome, steps=tuple(results))
 
 
 def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planned]]:

@@ -18,16 +18,19 @@ from jobs import keys, tenants
 from jobs.eviction import eviction_policy
 from jobs.job import Attempt, JobResult, Tenant
 from jobs.outcome import Outcome, OutcomeKind
-from jobs.queue import Queue, celery_app
+from jobs.queue import celery_app
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.store import Store, connect
+from jobs.store import Idempotency, Store, connect
+from jobs.usage import Charge
+from jobs.workers import Workers
 from policies.admission import admit
 from policies.loader import load_policies
 from stockade import valkey
 from stockade.children import Child
 from stockade.cli import main
 from stockade.valkey_users import User, Users, rules
+from tests.dispatch import worker_status
 
 SPEC = JobSpec(command={"argv": ["true"]})  # type: ignore[call-arg, arg-type]
 RESULT = JobResult(outcome=Outcome(kind=OutcomeKind.CANCELLED, message="It was."))
@@ -94,10 +97,11 @@ def test_every_role_does_its_work(clients: dict[User, Redis], users: Users, proj
     assert keys.revoke_key(api, keys.key_id_of(other))
     front, back = Store(api), Store(worker)
     admission = admit(SPEC, load_policies()["default"])
-    ids = [front.create(SPEC, admission, project.id).id for _ in range(3)]
-    sender = Queue(Settings(redis=users.url(User.API)))
-    sender.publish(ids[0], 1)
-    sender.close()
+    Workers(worker).heartbeat(worker_status("w"))
+    ids = [
+        front.create(SPEC, admission, project.id, idempotency=Idempotency(f"key {n}", b"{}")).job.id
+        for n in range(3)
+    ]
     with back.cancellations() as heard:
         attempts = [back.claim(job_id, 1, "w") for job_id in ids]
         assert all(isinstance(attempt, Attempt) for attempt in attempts)
@@ -109,26 +113,24 @@ def test_every_role_does_its_work(clients: dict[User, Redis], users: Users, proj
         assert message["data"].decode() == ids[2]
     back.renew([first, second, third])
     back.put_artifact(first, "a", b"1")
-    assert back.finish(first, RESULT)
+    assert back.finish(first, RESULT, Charge(1.0, 1.0, 1.0, 1))
     back.fail_attempt(second, OutcomeKind.SANDBOX_ERROR, "It failed.")
-    back.release(third)
-    back.expired()
-    back.lost(0)
-    back.heartbeat("w", slots=1, running=0, launcher=None)
-    assert [each.name for each in front.workers()] == ["w"]
-    back.farewell("w")
+    back.give_back(third)
+    back.sweep(0)
+    assert [each.name for each in Workers(api).live()] == ["w"]
+    Workers(worker).farewell("w")
     assert front.get(ids[0], project.id) is not None
     assert front.get_artifact(ids[0], "a") == b"1"
+    assert front.delete(ids[0], project.id)
     assert eviction_policy(api) == eviction_policy(worker) == "noeviction"
     assert refused(admin) == []
 
 
-def test_celery_does_its_work(clients: dict[User, Redis], users: Users) -> None:
+def test_celery_does_its_work(clients: dict[User, Redis], users: Users, project: Tenant) -> None:
     """Fetching, acknowledging, giving back and the sweep for messages of workers that are gone."""
-    sender = Queue(Settings(redis=users.url(User.API)))
-    for attempt in (1, 2):
-        sender.publish("job_1", attempt)
-    sender.close()
+    Workers(clients[User.WORKER]).heartbeat(worker_status("w"))
+    for _ in range(2):
+        Store(clients[User.API]).create(SPEC, admit(SPEC, load_policies()["default"]), project.id)
     app = celery_app(Settings(redis=users.url(User.WORKER)))
     with app.connection_for_read() as connection:
         channel = connection.default_channel
