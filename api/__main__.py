@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from redis.exceptions import RedisError
 
+from api import metrics
 from api.app import create_app
 from api.connection import Connection
 from api.services import REDIS_TIMEOUT
@@ -62,9 +63,10 @@ def main() -> int:
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=GRACE,
     )
-    log.info("serving", listen=settings.listen, redis=settings.redis_shown)
+    log.info("serving", listen=settings.listen, metrics=settings.metrics, redis=settings.redis_shown)
     gc.freeze()  # what is here now stays: the collector need not look at it again
-    Server(config, app).run()
+    with metrics.serving(settings):
+        Server(config, app).run()
     return 0
 
 

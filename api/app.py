@@ -8,7 +8,19 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from api import artifacts, documentation, health, jobs, keys, outputs, policies, problems
+from api import (
+    artifacts,
+    audit,
+    documentation,
+    health,
+    jobs,
+    keys,
+    outputs,
+    policies,
+    problems,
+    quota,
+    usage,
+)
 from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
@@ -17,9 +29,12 @@ from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
+from jobs.audit import Page
 from jobs.keys import Key
+from jobs.quota import Quota
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.usage import UsageReport
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
@@ -31,6 +46,9 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (Key, "serialization"),
     (NewKey, "serialization"),
     (KeyList, "serialization"),
+    (Quota, "serialization"),
+    (UsageReport, "serialization"),
+    (Page, "serialization"),
     (Health, "serialization"),
     (Readiness, "serialization"),
     (Problem, "serialization"),
@@ -69,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, outputs, artifacts, policies, keys, health):
+    for routes in (jobs, outputs, artifacts, policies, keys, quota, usage, audit, health):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

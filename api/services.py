@@ -10,6 +10,8 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.metrics import flushing
+from api.refusals import Refusals
 from api.waiting import FinishedJobs
 from jobs.settings import Settings
 from jobs.store import Store, connect
@@ -34,6 +36,7 @@ class Services:
     bodies: BodyReader
     finished: FinishedJobs
     large_bodies: CapacityLimiter
+    refusals: Refusals
 
 
 def max_body(policies: Mapping[str, Policy]) -> int:
@@ -48,7 +51,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     redis = connect(settings, REDIS_TIMEOUT)
     finished = FinishedJobs(settings.redis_py)
     try:
-        async with finished.listening():
+        async with finished.listening(), flushing(redis):
             yield Services(
                 settings=settings,
                 policies=policies,
@@ -58,6 +61,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 bodies=BodyReader(max_body(policies)),
                 finished=finished,
                 large_bodies=CapacityLimiter(1),
+                refusals=Refusals(redis),
             )
     finally:
         redis.close()

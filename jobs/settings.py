@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from policies.policy import Name
 
 PREFIX = "STOCKADE_"
+OFF = "off"
+"""The address of a listener that there shall not be."""
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
@@ -41,6 +43,15 @@ def _listen(address: str) -> str:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError("must be HOST:PORT")
     return address
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _listen_or_off(address: str) -> str:
+    return address if address == OFF else _listen(address)
 
 
 def _listed(value: Any) -> Any:
@@ -72,6 +83,10 @@ class Settings(BaseModel):
     )
     listen: Annotated[str, AfterValidator(_listen)] = Field(
         default="127.0.0.1:8000", description="Address on which the API listens, HOST:PORT."
+    )
+    metrics: Annotated[str, AfterValidator(_listen_or_off)] = Field(
+        default="127.0.0.1:9464",
+        description="Address on which the API serves /metrics, HOST:PORT, for the operator alone; or off.",
     )
     policies: Path | None = Field(default=None, description="Directory of further policies (YAML).")
     slots: Annotated[int, Ge(1), Le(240)] = Field(
@@ -124,12 +139,17 @@ class Settings(BaseModel):
     @property
     def host(self) -> str:
         """The host part of `listen`, without brackets."""
-        return self.listen.rpartition(":")[0].strip("[]")
+        return _split(self.listen)[0]
 
     @property
     def port(self) -> int:
         """The port of `listen`."""
-        return int(self.listen.rpartition(":")[2])
+        return _split(self.listen)[1]
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Host, without brackets, and port of `metrics`; None when it is off."""
+        return None if self.metrics == OFF else _split(self.metrics)
 
     @property
     def redis_py(self) -> str:

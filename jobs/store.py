@@ -37,6 +37,7 @@ from redis.retry import Retry
 
 from jobs.clock import instant
 from jobs.job import ATTEMPTS_MAX, Attempt, Job, JobResult, JobState
+from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.scripts import script
 from jobs.settings import Settings
@@ -248,8 +249,9 @@ class Store:
         To be asked again when the answer was lost: the second answer is that of the first.
         """
         job_id = attempt.job.id
-        args = [job_id, attempt.token, *_ending(result), *charge]
-        return bool(self._run["finish"]([_artifacts(job_id, attempt.token)], args))
+        args: list[str | int | float] = [job_id, attempt.token, *_ending(result), *charge]
+        with metrics.timed("release_seconds"):
+            return bool(self._run["finish"]([_artifacts(job_id, attempt.token)], args))
 
     def fail_attempt(self, attempt: Attempt, kind: OutcomeKind, message: str) -> Failure:
         """End an attempt that *we* failed: queue the job for another, or finish it when it has had its three.

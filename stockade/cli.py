@@ -11,6 +11,8 @@ _COMMANDS = {
     "doctor": "stockade.doctor",
     "tenant": "stockade.tenants",
     "key": "stockade.keys",
+    "usage": "stockade.usage_command",
+    "audit": "stockade.audit_command",
 }
 
 

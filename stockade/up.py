@@ -87,6 +87,7 @@ class UpOptions:
     slots: int | None = None
     image_host: bool = True
     policies: Path | None = None
+    metrics: str = "127.0.0.1:9464"
     grace: float = 10.0
 
 
@@ -119,6 +120,7 @@ class Stack:
             launcher=self.launcher_socket,
             listen=self.options.listen,
             policies=self.options.policies,
+            metrics=self.options.metrics,
             image_host=self.options.image_host,
             drain=max(0.0, self.options.grace - 2),
             **({"slots": self.options.slots} if self.options.slots else {}),

@@ -3,12 +3,13 @@
 import os
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.job import Attempt, JobResult
+from jobs.metrics import metrics
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
@@ -66,7 +67,8 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
         StoppedError: the attempt is to stop, for a reason of ours.
         redis.RedisError: artifacts could not be stored.
     """
-    policy, steps = _admitted(attempt, workshop)
+    with _phase("admit"):
+        policy, steps = _admitted(attempt, workshop)
     results: list[StepResult] = []
     try:
         with _session(workshop.launcher, stop) as session:
@@ -78,7 +80,8 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
             outcome = results[-1].outcome
             if outcome.kind is OutcomeKind.CANCELLED:
                 return _stopped(stop, results, len(steps))
-            artifacts, errors = collect(session, attempt, policy, workshop.store)
+            with _phase("collect"):
+                artifacts, errors = collect(session, attempt, policy, workshop.store)
             return JobResult(
                 outcome=outcome, steps=tuple(results), artifacts=artifacts, artifact_errors=errors
             )
@@ -121,7 +124,8 @@ def _session(launcher: Path, stop: Stop) -> Session:
     deadline, pause = time.monotonic() + LAUNCHER_PATIENCE, 0.05
     while True:
         try:
-            return Session(str(launcher))
+            with _phase("session"):
+                return Session(str(launcher))
         except SandboxError:
             if time.monotonic() > deadline:
                 raise
@@ -143,7 +147,16 @@ def _run(session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: S
         files = memory("files", memfile.packed(spec.files)) if spec.files and step.first else None
         plan = plan_of(step, spec.image, policy)
         kill = step.asked.on_output_limit == "kill"
-        return supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop)
+        begun = time.monotonic()
+        ended = supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop)
+        ran = ended.report["usage"]["wall_time"]
+        metrics.observe("sandbox_phase_seconds", ran, phase="run")
+        metrics.observe("sandbox_phase_seconds", time.monotonic() - begun - ran, phase="sandbox")
+        return ended
+
+
+def _phase(name: str) -> AbstractContextManager[None]:
+    return metrics.timed("sandbox_phase_seconds", phase=name)
 
 
 def plan_of(step: Planned, image: str, policy: Policy) -> dict[str, Any]:

@@ -91,6 +91,22 @@ def test_a_password_of_redis_is_not_logged(settings: Settings) -> None:
         assert "hunter2" not in log
 
 
+def test_metrics_have_a_listener_of_their_own(settings: Settings) -> None:
+    """The process serves /metrics where STOCKADE_METRICS says, and not where tenants are served."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{probe.getsockname()[1]}"
+    with process(settings, STOCKADE_METRICS=listen) as (started, client):
+        wait_until_up(client)
+        scrape = httpx.get(f"http://{listen}/metrics", trust_env=False, timeout=30)
+        assert "stockade_redis_up 1.0" in scrape.text
+        assert client.get("/metrics").status_code == 404
+        started.send_signal(signal.SIGTERM)
+        _, log = started.communicate(timeout=10)
+        assert started.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in log
+
+
 def test_a_redis_that_drops_jobs_is_refused(settings: Settings, redis_client: redis.Redis) -> None:
     """Exit status 2, and the log has the remedy."""
     redis_client.config_set("maxmemory-policy", "allkeys-lru")

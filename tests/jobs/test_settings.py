@@ -42,6 +42,7 @@ def test_variables_are_read() -> None:
     [
         *[("REDIS", url) for url in ("localhost:6379", "http://h", "unix://relative", "redis+socket://x")],
         *[("LISTEN", address) for address in ("8000", ":8000", "h:", "h:x", "h:70000", "h:-1", "h:١")],  # noqa: RUF001
+        *[("METRICS", address) for address in ("9464", "on", "h:70000")],
         *[("SLOTS", slots) for slots in ("0", "-1", "x", "1.5", "5000")],
         ("IMAGE_HOST", "maybe"),
     ],
@@ -79,7 +80,16 @@ def test_each_client_gets_its_own_dialect(url: str, redis_py: str, celery: str) 
     assert (settings.redis_py, settings.redis_celery) == (redis_py, celery)
 
 
+def test_metrics_have_an_address_or_none() -> None:
+    """On this machine only, unless the setting says otherwise; `off` is none."""
+    assert Settings.from_env({}).metrics_address == ("127.0.0.1", 9464)
+    assert Settings.from_env({"STOCKADE_METRICS": "[::]:1"}).metrics_address == ("::", 1)
+    assert Settings.from_env({"STOCKADE_METRICS": "off"}).metrics_address is None
+
+
 def test_a_child_process_gets_the_same_settings() -> None:
     """The variables made of settings make those settings again."""
-    settings = Settings.from_env({"STOCKADE_IMAGE_HOST": "off", "STOCKADE_REDIS": "unix:///r?db=1"})
+    settings = Settings.from_env(
+        {"STOCKADE_IMAGE_HOST": "off", "STOCKADE_METRICS": "off", "STOCKADE_REDIS": "unix:///r?db=1"}
+    )
     assert Settings.from_env(settings.environment()) == settings
