@@ -103,7 +103,7 @@ def tenant_list(redis: str | None, state: Path) -> None:
             f"{each.weight:g}",
             str(load.running),
             str(load.queued),
-            " ".join(f"{name}={value:g}" for name, value in each.budgets if value is not None) or "-",
+            " ".join(f"{name}={value:.15g}" for name, value in each.budgets if value is not None) or "-",
         )
         for each, load in zip(found, loads, strict=True)
     ]

@@ -18,6 +18,7 @@ from jobs import keys, tenants
 from jobs.eviction import eviction_policy
 from jobs.job import Attempt, JobResult, Tenant
 from jobs.outcome import Outcome, OutcomeKind
+from jobs.queue import celery_app
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import Idempotency, Store, connect
@@ -124,6 +125,29 @@ def test_every_role_does_its_work(clients: dict[User, Redis], users: Users, proj
     assert refused(admin) == []
 
 
+def test_celery_does_its_work(clients: dict[User, Redis], users: Users, project: Tenant) -> None:
+    """Fetching, acknowledging, giving back and the sweep for messages of workers that are gone."""
+    Workers(clients[User.WORKER]).heartbeat(worker_status("w"))
+    for _ in range(2):
+        Store(clients[User.API]).create(SPEC, admit(SPEC, load_policies()["default"]), project.id)
+    app = celery_app(Settings(redis=users.url(User.WORKER)))
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        with app.amqp.TaskConsumer(channel) as consumer:
+            for queue in consumer.queues:
+                first, second = queue.get(), queue.get()
+                assert queue.get() is None
+                first.ack()
+                second.requeue()
+                third = queue.get()
+                channel.qos.restore_by_tag(third.delivery_tag)
+                assert queue.get() is not None
+        channel.qos.restore_visible()
+        channel.qos.restore_unacked()
+    app.close()
+    assert refused(clients[User.ADMIN]) == []
+
+
 @pytest.mark.parametrize("user", [User.API, User.WORKER])
 @pytest.mark.parametrize(
     "command",
@@ -205,6 +229,14 @@ def test_a_worker_knows_no_keys(clients: dict[User, Redis], project: Tenant, com
     with pytest.raises((NoPermissionError, ResponseError), match=r"(?i)permission|acl failure"):
         clients[User.WORKER].execute_command(*words)
     assert keys.authenticate(clients[User.API], key) is not None
+
+
+@pytest.mark.parametrize("name", ["job:x", "queued", "workers", "window:x", "turn:x", "events", "live:x"])
+def test_what_is_about_jobs_is_open_to_api_and_worker(clients: dict[User, Redis], name: str) -> None:
+    """Every name of ours but those that begin with `ke`, `te` and `we`: keys, tenants, webhooks."""
+    for user in (User.API, User.WORKER):
+        clients[user].set(f"stockade:{name}", "1")
+        assert clients[user].get(f"stockade:{name}") == b"1"
 
 
 def test_a_worker_reads_tenants(clients: dict[User, Redis], project: Tenant) -> None:
