@@ -5,6 +5,7 @@ The address of Redis may hold a password, so it is in no repr; `Settings.redis_s
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -13,6 +14,8 @@ from annotated_types import Ge, Le
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 PREFIX = "STOCKADE_"
+
+Network = IPv4Network | IPv6Network
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
@@ -39,6 +42,13 @@ def _listen(address: str) -> str:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError("must be HOST:PORT")
     return address
+
+
+def _networks(text: str) -> str:
+    try:
+        return ",".join(str(ip_network(each.strip())) for each in text.split(",") if each.strip())
+    except ValueError:
+        raise ValueError("must be networks with commas between them: 10.1.2.0/24,fd00:1::/64") from None
 
 
 def _cores() -> int:
@@ -79,6 +89,10 @@ class Settings(BaseModel):
     image_host: bool = Field(
         default=True, description="Whether jobs may run in the built-in image `host`: on or off."
     )
+    webhook_allow: Annotated[str, AfterValidator(_networks)] = Field(
+        default="",
+        description="Networks that webhooks may reach besides the public internet, with commas between them.",
+    )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -117,6 +131,11 @@ class Settings(BaseModel):
     def port(self) -> int:
         """The port of `listen`."""
         return int(self.listen.rpartition(":")[2])
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """The networks of `webhook_allow`."""
+        return tuple(ip_network(each) for each in self.webhook_allow.split(",") if each)
 
     @property
     def redis_py(self) -> str:
