@@ -8,7 +8,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from api import artifacts, documentation, health, jobs, keys, outputs, policies, problems
+from api import artifacts, documentation, health, jobs, keys, outputs, policies, problems, webhooks
 from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
@@ -17,9 +17,12 @@ from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
+from api.webhooks import DeliveryList, NewWebhook, WebhookChange, WebhookList, WebhookRequest
+from jobs.deliveries import Delivery
 from jobs.keys import Key
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.webhooks import Webhook
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
@@ -31,6 +34,13 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (Key, "serialization"),
     (NewKey, "serialization"),
     (KeyList, "serialization"),
+    (WebhookRequest, "validation"),
+    (WebhookChange, "validation"),
+    (NewWebhook, "serialization"),
+    (Webhook, "serialization"),
+    (WebhookList, "serialization"),
+    (Delivery, "serialization"),
+    (DeliveryList, "serialization"),
     (Health, "serialization"),
     (Readiness, "serialization"),
     (Problem, "serialization"),
@@ -69,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, outputs, artifacts, policies, keys, health):
+    for routes in (jobs, outputs, artifacts, policies, keys, webhooks, health):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

@@ -13,7 +13,7 @@ any other `AT_ONCE`, and each process has `SENDING` for all of them.
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from time import monotonic
@@ -34,6 +34,7 @@ from jobs.webhooks import Webhooks, WebhookState
 GROUP = "webhooks"
 BATCH = 100  # events read at a time
 BLOCK = 2.0  # seconds that a read waits for events
+SILENCE = 5.0  # seconds beyond it after which Redis counts as gone
 ABANDONED = 30.0  # seconds after which an event that was read and not acknowledged is another's
 SENDING = 128  # requests at a time
 AT_ONCE = 4  # of these to one webhook
@@ -50,7 +51,13 @@ class Dispatcher:
     """Tells webhooks what happened to jobs, as long as it is `dispatching`. Belongs to one event loop."""
 
     def __init__(
-        self, address: str, redis: Redis, deliveries: Deliveries, egress: Egress, *, abandoned: float = ABANDONED
+        self,
+        address: str,
+        redis: Redis,
+        deliveries: Deliveries,
+        egress: Egress,
+        *,
+        abandoned: float = ABANDONED,
     ) -> None:
         """`address`: a URL as redis-py takes it; `redis`: a client of the same, safe for threads."""
         self._address = address
@@ -84,7 +91,7 @@ class Dispatcher:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._news.set)
 
-    async def _forever(self, loop: Any) -> None:
+    async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
         failing = False
         while True:
             try:
@@ -102,38 +109,43 @@ class Dispatcher:
 
     async def _take_events(self) -> None:
         """Read events and make their deliveries, until the group is gone: Redis was emptied."""
-        async with AsyncRedis.from_url(self._address, socket_connect_timeout=5) as redis:
+        client = AsyncRedis.from_url(
+            self._address, protocol=2, socket_connect_timeout=5, socket_timeout=BLOCK + SILENCE
+        )
+        async with client as redis:
             try:
                 await redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
-            with suppress(ResponseError):  # NOGROUP, UNBLOCKED
-                try:
-                    await self._follow(redis)
-                finally:
-                    await self._leave(redis)
+            try:
+                await self._follow(redis)
+            except ResponseError as error:
+                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+                    raise
+            finally:
+                await self._leave(redis)
 
-    async def _follow(self, redis: "AsyncRedis") -> None:
+    async def _follow(self, redis: AsyncRedis) -> None:
         looked = -self._abandoned
         while True:
             if monotonic() - looked >= self._abandoned:
                 looked = monotonic()
                 idle = int(self._abandoned * 1000)
-                _, entries, *_ = await redis.xautoclaim(STREAM, GROUP, self._name, idle, count=BATCH)
-                await self._tell(redis, entries)
-            read = await redis.xreadgroup(GROUP, self._name, {STREAM: ">"}, BATCH, int(BLOCK * 1000))
-            for entries in dict(read or {}).values():
+                claimed: Any = await redis.xautoclaim(STREAM, GROUP, self._name, idle, count=BATCH)
+                await self._tell(redis, [each for each in claimed[1] if each[0] is not None])
+            read: Any = await redis.xreadgroup(GROUP, self._name, {STREAM: ">"}, BATCH, int(BLOCK * 1000))
+            for _, entries in read or ():
                 await self._tell(redis, entries)
 
-    async def _leave(self, redis: "AsyncRedis") -> None:
+    async def _leave(self, redis: AsyncRedis) -> None:
         """Leave the group, unless something that this member read is still to be done."""
         with suppress(RedisError, OSError):
             found = await redis.xpending_range(STREAM, GROUP, "-", "+", 1, self._name)
             if not found:
                 await redis.xgroup_delconsumer(STREAM, GROUP, self._name)
 
-    async def _tell(self, redis: "AsyncRedis", entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> None:
+    async def _tell(self, redis: AsyncRedis, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> None:
         """Make the deliveries of these events; only then are they acknowledged."""
         found = []
         for entry_id, fields in entries:
@@ -141,10 +153,22 @@ class Dispatcher:
                 found.append(events.read(entry_id, fields))
             except ValueError as error:
                 log.error("event_not_understood", entry=entry_id.decode(), reason=str(error))
-        if await self._off_loop(self._deliver, found):
+        if found and await self._off_loop(self._deliver_all, found):
             self._news.set()
         if entries:
             await redis.xack(STREAM, GROUP, *(entry_id for entry_id, _ in entries))
+
+    def _deliver_all(self, found: Sequence[Event]) -> int:
+        """As `_deliver`; an event that cannot be told for a reason of ours does not take others with it."""
+        try:
+            return self._deliver(found)
+        except RedisError:
+            raise
+        except Exception:
+            if len(found) > 1:
+                return sum(self._deliver_all([event]) for event in found)
+            log.exception("event_not_told", entry=found[0].id)
+            return 0
 
     def _deliver(self, found: Sequence[Event]) -> int:
         """Make a delivery of each event for each webhook that wants it; how many there are."""
@@ -189,7 +213,7 @@ class Dispatcher:
         self._sending[task] = claim.webhook
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._sending.pop(task)
         self._news.set()
 
@@ -224,7 +248,7 @@ class Dispatcher:
         return await to_thread.run_sync(call, *args, limiter=self._threads)
 
 
-async def _cancelled(tasks: "set[asyncio.Task[None]]") -> None:
+async def _cancelled(tasks: set[asyncio.Task[None]]) -> None:
     """Cancel these and wait for their end; again, since wait_for may lose a cancellation (gh-86296)."""
     while pending := {task for task in tasks if not task.done()}:
         for task in pending:

@@ -223,9 +223,13 @@ class Egress:
         except TimeoutError:
             raise EgressError(f"There was no answer within {TOTAL_TIME:g} seconds.") from None
         except httpcore.ConnectError:  # after the connection: TLS
-            raise EgressError("The TLS connection failed: its certificate is not valid for the host.") from None
+            raise EgressError(
+                "The TLS connection failed: its certificate is not valid for the host."
+            ) from None
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            raise EgressError(f"The connection broke before there was an answer: {type(error).__name__}.") from None
+            raise EgressError(
+                f"The connection broke before there was an answer: {type(error).__name__}."
+            ) from None
 
     async def _post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
         timeout = {"timeout": {"connect": CONNECT_TIME}}

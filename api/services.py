@@ -10,10 +10,14 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.delivery import Dispatcher
+from api.egress import Egress
 from api.waiting import FinishedJobs
+from jobs.deliveries import Deliveries
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import Store, connect
+from jobs.webhooks import Webhooks
 from policies.loader import load_policies
 from policies.policy import Policy
 from policies.units import MIB
@@ -34,6 +38,9 @@ class Services:
     bodies: BodyReader
     finished: FinishedJobs
     large_bodies: CapacityLimiter
+    webhooks: Webhooks
+    deliveries: Deliveries
+    dispatcher: Dispatcher
 
 
 def max_body(policies: Mapping[str, Policy]) -> int:
@@ -48,8 +55,10 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     redis = connect(settings, REDIS_TIMEOUT)
     queue = Queue(settings)
     finished = FinishedJobs(settings.redis_py)
+    deliveries = Deliveries(redis)
+    dispatcher = Dispatcher(settings.redis_py, redis, deliveries, Egress(settings.webhook_networks))
     try:
-        async with finished.listening():
+        async with finished.listening(), dispatcher.dispatching():
             yield Services(
                 settings=settings,
                 policies=policies,
@@ -59,6 +68,9 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 bodies=BodyReader(max_body(policies)),
                 finished=finished,
                 large_bodies=CapacityLimiter(1),
+                webhooks=Webhooks(redis),
+                deliveries=deliveries,
+                dispatcher=dispatcher,
             )
     finally:
         queue.close()

@@ -85,7 +85,9 @@ class Delivery(Frozen):
     created_at: AwareDatetime = Field(description="When it was made.")
     due_at: AwareDatetime | None = Field(description="When it is to be sent (again); null unless pending.")
     tries: int = Field(description="How often it was sent.")
-    log: tuple[Try, ...] = Field(description=f"The latest {TRIES_KEPT} tries whose end is known, oldest first.")
+    log: tuple[Try, ...] = Field(
+        description=f"The latest {TRIES_KEPT} tries whose end is known, oldest first."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,14 @@ class Deliveries:
             verdict, wait = "again", again[0] * uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
         keys = [WEBHOOK + claim.webhook, _DELIVERY + claim.delivery, DUE]
         kept = [TRIES_KEPT, LOG_MAX, _DELIVERY, PAUSE_AFTER * 1000]
-        about = [claim.webhook, claim.delivery, claim.number, done.model_dump_json(), verdict, int(wait * 1000)]
+        about = [
+            claim.webhook,
+            claim.delivery,
+            claim.number,
+            done.model_dump_json(),
+            verdict,
+            int(wait * 1000),
+        ]
         state: bytes = self._run("delivery_settle", keys, about + kept)
         return state.decode()
 
@@ -154,7 +163,7 @@ class Deliveries:
         """The webhook's delivery of this id; None when it has none such."""
         return next(iter(self._read(webhook, [delivery])), None)
 
-    def list(
+    def page(
         self, webhook: str, most: int, *, state: DeliveryState | None = None, before: int | None = None
     ) -> tuple[list[Delivery], int | None]:
         """Deliveries of a webhook, the latest first.
@@ -192,7 +201,9 @@ class Deliveries:
                 pipe.zscore(f"{WEBHOOK}{webhook}:due", each)
             found = pipe.execute()
         rows = zip(ids, found[::2], found[1::2], strict=True)
-        return [_delivery(each, row, due) for each, row, due in rows if row.get(b"webhook") == webhook.encode()]
+        return [
+            _delivery(each, row, due) for each, row, due in rows if row.get(b"webhook") == webhook.encode()
+        ]
 
 
 def delivery_id(webhook: str, event: str) -> str:

@@ -24,7 +24,9 @@ _JOB = "stockade:job:"
 
 def message(kind: str, at: datetime, data: dict[str, Any]) -> bytes:
     """The body of a message of this type, about what happened at this moment."""
-    return json.dumps({"type": kind, "timestamp": at.isoformat(), "data": data}, separators=(",", ":")).encode()
+    return json.dumps(
+        {"type": kind, "timestamp": at.isoformat(), "data": data}, separators=(",", ":")
+    ).encode()
 
 
 def headers(delivery: str, at: datetime, body: bytes, secrets: Sequence[str]) -> dict[str, str]:

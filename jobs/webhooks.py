@@ -97,7 +97,7 @@ class Webhooks:
         """The project's webhook of this id; None when it has none such."""
         return next(iter(self._read([webhook_id], tenant)), None)
 
-    def list(self, tenant: str) -> Sequence[Webhook]:
+    def of(self, tenant: str) -> Sequence[Webhook]:
         """The project's webhooks, oldest first."""
         ids: Any = self._redis.zrange(_of(tenant), 0, -1)
         return self._read([each.decode() for each in ids], tenant)
