@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
@@ -195,16 +196,22 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         return list(dict.fromkeys(found))
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """How certificates are checked: by the system's authorities (or SSL_CERT_FILE), and certifi's."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
 class Egress:
     """Sends requests to addresses that tenants name. Belongs to one event loop."""
 
     def __init__(self, allowed: Sequence[Network], backend: CheckedBackend | None = None) -> None:
         """`allowed`: networks that may be reached besides the public internet."""
         self.allowed = allowed
-        context = ssl.create_default_context()
-        context.load_verify_locations(certifi.where())
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
+            ssl_context=_tls(),
             max_connections=None,
             max_keepalive_connections=0,
             network_backend=backend or CheckedBackend(allowed),

@@ -33,20 +33,30 @@ elseif now - hook[2] >= tonumber(ARGV[10]) then
   pause(string.format('Nothing was delivered for %d hours.', (now - hook[2]) / 3600000))
 end
 
-if ARGV[5] == 'again' then
-  redis.call('ZADD', KEYS[1] .. ':due', whole(now + ARGV[6]), ARGV[2])
-  redis.call('ZADD', KEYS[3], 'LT', whole(now + ARGV[6]), ARGV[1])
-  return state
-end
-local kept = ARGV[5] == 'delivered' and 'delivered' or 'dead'
-local log = KEYS[1] .. ':' .. kept
-redis.call('HSET', KEYS[2], 'state', kept)
-redis.call('ZREM', KEYS[1] .. ':due', ARGV[2])
-redis.call('ZREM', KEYS[1] .. ':pending', ARGV[2])
-redis.call('ZADD', log, found[3], ARGV[2])
-local surplus = redis.call('ZCARD', log) - ARGV[8]
-if surplus > 0 then
+-- Move the delivery into the log of what is settled, and out of that what has become too old.
+local function file(kept)
+  local log = KEYS[1] .. ':' .. kept
+  redis.call('HSET', KEYS[2], 'state', kept)
+  redis.call('ZREM', KEYS[1] .. ':due', ARGV[2])
+  redis.call('ZREM', KEYS[1] .. ':pending', ARGV[2])
+  redis.call('ZADD', log, found[3], ARGV[2])
+  local surplus = redis.call('ZCARD', log) - ARGV[8]
+  if surplus <= 0 then return end
   for _, oldest in ipairs(redis.call('ZRANGE', log, 0, surplus - 1)) do redis.call('UNLINK', ARGV[9] .. oldest) end
   redis.call('ZREMRANGEBYRANK', log, 0, surplus - 1)
+end
+if ARGV[5] == 'again' then
+  redis.call('ZADD', KEYS[1] .. ':due', whole(now + ARGV[6]), ARGV[2])
+else
+  file(ARGV[5] == 'delivered' and 'delivered' or 'dead')
+end
+
+local first = redis.call('ZRANGE', KEYS[1] .. ':due', 0, 0, 'WITHSCORES')
+if not first[1] or state ~= 'active' then
+  redis.call('ZREM', KEYS[3], ARGV[1])
+elseif tonumber(first[2]) > now then
+  redis.call('ZADD', KEYS[3], first[2], ARGV[1])
+else
+  redis.call('ZADD', KEYS[3], 'LT', whole(now), ARGV[1])  -- it keeps its turn
 end
 return state

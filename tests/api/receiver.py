@@ -131,9 +131,7 @@ class Hub:
         """Its deliveries, tried again after moments."""
         return Deliveries(self.redis, schedule=self.schedule, lease=self.lease)
 
-    def hook(
-        self, url: str, *events: EventType, tenant: str = TENANT
-    ) -> tuple[Webhook, str]:
+    def hook(self, url: str, *events: EventType, tenant: str = TENANT) -> tuple[Webhook, str]:
         """A webhook, and its secret; by default it is told of the ends of jobs."""
         made = self.webhooks.create(tenant, url, events or (EventType.FINISHED,), "")
         assert made is not None
@@ -143,7 +141,10 @@ class Hub:
         """An event, as the store's scripts write it."""
         seconds, microseconds = self.redis.time()
         fields = {"job": job, "tenant": tenant, "state": state, "attempt": 1}
-        fields |= {"outcome": "exited" if state == "finished" else "", "at": seconds * 1000 + microseconds // 1000}
+        fields |= {
+            "outcome": "exited" if state == "finished" else "",
+            "at": seconds * 1000 + microseconds // 1000,
+        }
         self.redis.xadd(STREAM, fields | more)
 
     def log(self, webhook: Webhook) -> list[Delivery]:

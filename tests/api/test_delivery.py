@@ -38,7 +38,9 @@ def test_a_message_is_verified_by_the_receivers_library(hub: Hub, receiver: Make
     """The end of a job is told as Standard Webhooks has it: body, headers and a signature that verifies."""
     told = receiver()
     hook, secret = hub.hook(told.url)
-    hub.redis.hset("stockade:job:job_1", mapping={"labels": '{"course":"c1"}', "created": 1000, "started": 2000})
+    hub.redis.hset(
+        "stockade:job:job_1", mapping={"labels": '{"course":"c1"}', "created": 1000, "started": 2000}
+    )
     hub.emit("job_1", at=3000 + 10**13)
     hub.dispatch_until(lambda: hub.log(hook) and hub.log(hook)[0].state is DeliveryState.DELIVERED)
     (request,) = told.requests
@@ -133,7 +135,9 @@ def test_an_event_that_a_dead_process_had_read_is_told(hub: Hub, receiver: MakeR
     hub.redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
     hub.emit("job_1")
     assert hub.redis.xreadgroup(GROUP, "dead", {STREAM: ">"})
-    hub.dispatch_until(lambda: hub.log(hook) and hub.log(hook)[0].state is DeliveryState.DELIVERED, abandoned=0.0)
+    hub.dispatch_until(
+        lambda: hub.log(hook) and hub.log(hook)[0].state is DeliveryState.DELIVERED, abandoned=0.0
+    )
     assert [each.job for each in hub.log(hook)] == ["job_1"]
     assert hub.redis.xpending(STREAM, GROUP)["pending"] == 0
 
