@@ -233,10 +233,9 @@ class Egress:
             raise EgressError(
                 "The TLS connection failed: its certificate is not valid for the host."
             ) from None
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            raise EgressError(
-                f"The connection broke before there was an answer: {type(error).__name__}."
-            ) from None
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+            kind = type(error).__name__
+            raise EgressError(f"The connection broke before there was an answer: {kind}.") from None
 
     async def _post(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
         timeout = {"timeout": {"connect": CONNECT_TIME}}

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from api.auth import Caller
+from api.auth import Admin, Reader
 from api.body import parse
 from api.documentation import json_body
 from api.egress import URL_MAX, url_fault
@@ -25,6 +25,7 @@ from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     CONFLICT,
+    FORBIDDEN,
     INTERNAL,
     INVALID_REQUEST,
     NOT_FOUND,
@@ -57,7 +58,7 @@ DeliveryId = Annotated[
 
 Model = TypeVar("Model", bound=Frozen)
 
-router = APIRouter(tags=["webhooks"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(tags=["webhooks"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
 
 
 def _url(url: str, about: ValidationInfo) -> str:
@@ -160,7 +161,7 @@ def _content(answer: Frozen, status: int = 200, headers: dict[str, str] | None =
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(WebhookRequest)}},
 )
-async def create_webhook(request: Request, caller: Caller) -> Response:
+async def create_webhook(request: Request, caller: Admin) -> Response:
     """Has an address told of what happens to the project's jobs from now on.
 
     Messages are signed as Standard Webhooks has it, and sent again for two days until the answer is 2xx. The host's
@@ -183,7 +184,7 @@ async def create_webhook(request: Request, caller: Caller) -> Response:
     summary="List the webhooks",
     responses={200: {"description": "The webhooks", "content": json_body(WebhookList)}},
 )
-def list_webhooks(request: Request, caller: Caller) -> Response:
+def list_webhooks(request: Request, caller: Reader) -> Response:
     """The project's webhooks, without their secrets."""
     return _content(WebhookList(webhooks=tuple(services_of(request).webhooks.of(caller.id))))
 
@@ -193,7 +194,7 @@ def list_webhooks(request: Request, caller: Caller) -> Response:
     summary="Get a webhook",
     responses={200: {"description": "The webhook", "content": json_body(Webhook)}, **documented(NOT_FOUND)},
 )
-def get_webhook(request: Request, caller: Caller, webhook_id: WebhookId) -> Response:
+def get_webhook(request: Request, caller: Reader, webhook_id: WebhookId) -> Response:
     """One webhook, without its secret."""
     return _content(find(services_of(request), webhook_id, caller.id))
 
@@ -208,7 +209,7 @@ def get_webhook(request: Request, caller: Caller, webhook_id: WebhookId) -> Resp
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(WebhookChange)}},
 )
-async def change_webhook(request: Request, caller: Caller, webhook_id: WebhookId) -> Response:
+async def change_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> Response:
     """Changes what is given, and nothing else."""
     services = services_of(request)
 
@@ -225,15 +226,19 @@ async def change_webhook(request: Request, caller: Caller, webhook_id: WebhookId
 
 @router.delete(
     "/v1/webhooks/{webhook_id}",
-    status_code=204,
     summary="Delete a webhook",
-    responses={204: {"description": "It is gone, with its deliveries"}, **documented(NOT_FOUND)},
+    responses={
+        200: {"description": "The webhook as it was", "content": json_body(Webhook)},
+        **documented(NOT_FOUND),
+    },
 )
-def delete_webhook(request: Request, caller: Caller, webhook_id: WebhookId) -> Response:
+def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> Response:
     """Removes a webhook, what was waiting to be sent to it, and its log."""
-    if not _ID.fullmatch(webhook_id) or not services_of(request).webhooks.delete(webhook_id, caller.id):
+    services = services_of(request)
+    webhook = find(services, webhook_id, caller.id)
+    if not services.webhooks.delete(webhook_id, caller.id):
         raise _no_webhook()
-    return Response(status_code=204)
+    return _content(webhook)
 
 
 @router.post(
@@ -244,7 +249,7 @@ def delete_webhook(request: Request, caller: Caller, webhook_id: WebhookId) -> R
         **documented(NOT_FOUND),
     },
 )
-def rotate_secret(request: Request, caller: Caller, webhook_id: WebhookId) -> Response:
+def rotate_secret(request: Request, caller: Admin, webhook_id: WebhookId) -> Response:
     """Makes a new secret. For a day messages carry two signatures, one by the old secret."""
     services = services_of(request)
     secret = services.webhooks.rotate(webhook_id, caller.id) if _ID.fullmatch(webhook_id) else None
@@ -262,7 +267,7 @@ def rotate_secret(request: Request, caller: Caller, webhook_id: WebhookId) -> Re
         **documented(NOT_FOUND, CONFLICT),
     },
 )
-def test_webhook(request: Request, caller: Caller, webhook_id: WebhookId) -> Response:
+def test_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> Response:
     """Sends a message of the type `webhook.ping`, whatever the webhook is told of otherwise."""
     services = services_of(request)
     find(services, webhook_id, caller.id)
@@ -283,7 +288,7 @@ def test_webhook(request: Request, caller: Caller, webhook_id: WebhookId) -> Res
 )
 def list_deliveries(
     request: Request,
-    caller: Caller,
+    caller: Reader,
     webhook_id: WebhookId,
     state: Annotated[DeliveryState | None, Query(description="Only those in this state.")] = None,
     limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")] = 50,
@@ -311,7 +316,7 @@ def list_deliveries(
         **documented(NOT_FOUND, CONFLICT),
     },
 )
-def redeliver(request: Request, caller: Caller, webhook_id: WebhookId, delivery_id: DeliveryId) -> Response:
+def redeliver(request: Request, caller: Admin, webhook_id: WebhookId, delivery_id: DeliveryId) -> Response:
     """Sends a message again under its old id, whatever became of it, with all its tries before it."""
     services = services_of(request)
     webhook = find(services, webhook_id, caller.id)

@@ -8,8 +8,10 @@ import pytest
 import redis
 
 from api.webhooks import PAGE_MAX
+from jobs import keys, tenants
 from jobs.deliveries import Deliveries
 from jobs.job import Tenant
+from jobs.keys import Scope
 from jobs.settings import Settings
 from jobs.webhooks import WEBHOOKS_MAX, Webhooks
 
@@ -80,7 +82,7 @@ def test_a_deleted_webhook_is_gone_with_its_log(
 ) -> None:
     """No key that held anything of it is left."""
     client.post(address(hook, ":test"))
-    assert client.delete(address(hook)).status_code == 204
+    assert client.delete(address(hook)).json()["id"] == hook["webhook"]["id"]
     assert client.delete(address(hook)).status_code == 404
     assert client.get(address(hook)).status_code == 404
     assert client.get("/v1/webhooks").json() == {"webhooks": []}
@@ -88,8 +90,28 @@ def test_a_deleted_webhook_is_gone_with_its_log(
     assert not {key for key in left if "webhook" in key or "delivery" in key} - {"stockade:webhook_sequence"}
 
 
+def test_changes_need_the_scope_admin(
+    served: Any, hook: dict[str, Any], redis_client: redis.Redis, tenant: Tenant
+) -> None:
+    """A key that may only read sees webhooks and deliveries, and changes, tests and redelivers nothing."""
+    with served.client(keys.create_key(redis_client, tenant, scopes=[Scope.READ])) as reader:
+        for each in ("/v1/webhooks", address(hook), address(hook, "/deliveries")):
+            assert reader.get(each).status_code == 200
+        refused = [
+            reader.post("/v1/webhooks"),
+            reader.patch(address(hook)),
+            reader.delete(address(hook)),
+            reader.post(address(hook, ":rotate_secret")),
+            reader.post(address(hook, ":test")),
+            reader.post(address(hook, "/deliveries/msg_1:redeliver")),
+        ]
+    assert {each.status_code for each in refused} == {403}
+    with served.client(keys.create_key(redis_client, tenant, scopes=[Scope.ADMIN])) as admin:
+        assert admin.get("/v1/webhooks").status_code == 403
+
+
 def test_another_project_sees_nothing(
-    served: Any, client: httpx.Client, hook: dict[str, Any], other_key: str
+    served: Any, client: httpx.Client, hook: dict[str, Any], redis_client: redis.Redis
 ) -> None:
     """Every route answers it as if there were no such webhook, in the same words, and changes nothing."""
     delivery = client.post(address(hook, ":test")).json()["id"]
@@ -102,7 +124,8 @@ def test_another_project_sees_nothing(
         ("GET", "/deliveries", None),
         ("POST", f"/deliveries/{delivery}:redeliver", None),
     ]
-    with served.client(other_key) as other:
+    theirs_key = keys.create_key(redis_client, tenants.create_tenant(redis_client, "second"), scopes=Scope)
+    with served.client(theirs_key) as other:
         assert other.get("/v1/webhooks").json() == {"webhooks": []}
         for method, rest, body in requests:
             theirs = other.request(method, address(hook, rest), json=body)
