@@ -108,13 +108,16 @@ class Dispatcher:
             await asyncio.sleep(PAUSE)
 
     async def _take_events(self) -> None:
-        """Read events and make their deliveries, until the group is gone: Redis was emptied."""
+        """Read events and make their deliveries; return when there is no stream, since Redis was emptied."""
         client = AsyncRedis.from_url(
             self._address, protocol=2, socket_connect_timeout=5, socket_timeout=BLOCK + SILENCE
         )
         async with client as redis:
+            if not await redis.exists(STREAM):  # nothing has happened yet; an idle dispatcher writes nothing
+                await asyncio.sleep(IDLE)
+                return
             try:
-                await redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+                await redis.xgroup_create(STREAM, GROUP, id="0")
             except ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise

@@ -287,9 +287,9 @@ def test_dispatching_survives_an_emptied_redis(hub: Hub, receiver: MakeReceiver)
 
     async def run() -> None:
         async with hub.dispatching():
-            await until(lambda: hub.redis.exists(STREAM))
+            hub.emit("job_0")
+            await until(lambda: hub.redis.xinfo_groups(STREAM))
             hub.redis.flushdb()
-            await until(lambda: hub.redis.exists(STREAM))
             hub.hook(told.url)
             hub.emit("job_1")
             await until(lambda: told.requests)
@@ -308,7 +308,20 @@ def test_an_entry_that_is_no_event_is_passed_over(hub: Hub, receiver: MakeReceiv
     assert json.loads(told.requests[0].body)["data"]["id"] == "job_1"
 
 
+def test_an_idle_dispatcher_writes_nothing(hub: Hub) -> None:
+    """Where there are neither events nor webhooks, Redis is left as it is."""
+
+    async def run() -> None:
+        async with hub.dispatching() as dispatcher:
+            dispatcher.wake()
+            await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+    assert hub.redis.keys("*") == []
+
+
 def test_no_process_stays_in_the_group_when_it_stops(hub: Hub) -> None:
     """A service that is restarted a thousand times leaves no thousand members."""
-    hub.dispatch_until(lambda: hub.redis.exists(STREAM) and hub.redis.xinfo_groups(STREAM))
+    hub.emit("job_1")
+    hub.dispatch_until(lambda: hub.redis.xinfo_groups(STREAM) and hub.redis.xinfo_consumers(STREAM, GROUP))
     assert hub.redis.xinfo_consumers(STREAM, GROUP) == []
