@@ -21,6 +21,7 @@ from api import (
     problems,
     quota,
     usage,
+    webhooks,
 )
 from api.access import AccessLog
 from api.artifacts import ArtifactList
@@ -31,12 +32,15 @@ from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
 from api.story import EVENTS
+from api.webhooks import DeliveryList, NewWebhook, WebhookChange, WebhookList, WebhookRequest
 from jobs.audit import Page
+from jobs.deliveries import Delivery
 from jobs.keys import Key
 from jobs.quota import Quota
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.usage import UsageReport
+from jobs.webhooks import Webhook
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
@@ -52,6 +56,13 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (Quota, "serialization"),
     (UsageReport, "serialization"),
     (Page, "serialization"),
+    (WebhookRequest, "validation"),
+    (WebhookChange, "validation"),
+    (NewWebhook, "serialization"),
+    (Webhook, "serialization"),
+    (WebhookList, "serialization"),
+    (Delivery, "serialization"),
+    (DeliveryList, "serialization"),
     (Health, "serialization"),
     (Readiness, "serialization"),
     (Problem, "serialization"),
@@ -90,7 +101,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, events, outputs, artifacts, policies, keys, quota, usage, audit, health):
+    for routes in (
+        *(jobs, events, outputs, artifacts, policies),
+        *(keys, webhooks, quota, usage, audit, health),
+    ):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

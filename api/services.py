@@ -10,13 +10,17 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.delivery import Dispatcher
+from api.egress import Egress
 from api.live import LiveJobs
 from api.metrics import flushing
 from api.refusals import Refusals
 from api.waiting import FinishedJobs
+from jobs.deliveries import Deliveries
 from jobs.live import LiveOutput
 from jobs.settings import Settings
 from jobs.store import Store, connect
+from jobs.webhooks import Webhooks
 from jobs.workers import Workers
 from policies.loader import load_policies
 from policies.policy import Policy
@@ -41,6 +45,9 @@ class Services:
     live_output: LiveOutput
     large_bodies: CapacityLimiter
     refusals: Refusals
+    webhooks: Webhooks
+    deliveries: Deliveries
+    dispatcher: Dispatcher
 
 
 def max_body(policies: Mapping[str, Policy]) -> int:
@@ -54,8 +61,15 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     policies = load_policies(settings.policies)
     redis = connect(settings, REDIS_TIMEOUT)
     finished, live = FinishedJobs(settings.redis_py), LiveJobs(settings.redis_py)
+    deliveries = Deliveries(redis)
+    dispatcher = Dispatcher(settings.redis_py, redis, deliveries, Egress(settings.webhook_networks))
     try:
-        async with finished.listening(), live.listening(), flushing(redis):
+        async with (
+            finished.listening(),
+            live.listening(),
+            dispatcher.dispatching(),
+            flushing(redis),
+        ):
             yield Services(
                 settings=settings,
                 policies=policies,
@@ -68,6 +82,9 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 live_output=LiveOutput(redis),
                 large_bodies=CapacityLimiter(1),
                 refusals=Refusals(redis),
+                webhooks=Webhooks(redis),
+                deliveries=deliveries,
+                dispatcher=dispatcher,
             )
     finally:
         redis.close()

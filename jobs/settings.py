@@ -5,6 +5,7 @@ The address of Redis may hold a password, so it is in no repr; `Settings.redis_s
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -17,6 +18,8 @@ from policies.policy import Name
 PREFIX = "STOCKADE_"
 OFF = "off"
 """The address of a listener that there shall not be."""
+
+Network = IPv4Network | IPv6Network
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
@@ -59,6 +62,13 @@ def _listed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
+def _networks(text: str) -> str:
+    try:
+        return ",".join(str(ip_network(each.strip())) for each in text.split(",") if each.strip())
+    except ValueError:
+        raise ValueError("must be networks with commas between them: 10.1.2.0/24,fd00:1::/64") from None
 
 
 def _cores() -> int:
@@ -106,6 +116,10 @@ class Settings(BaseModel):
     image_host: bool = Field(
         default=True, description="Whether jobs may run in the built-in image `host`: on or off."
     )
+    webhook_allow: Annotated[str, AfterValidator(_networks)] = Field(
+        default="",
+        description="Networks that webhooks may reach besides the public internet, with commas between them.",
+    )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -150,6 +164,11 @@ class Settings(BaseModel):
     def metrics_address(self) -> tuple[str, int] | None:
         """Host, without brackets, and port of `metrics`; None when it is off."""
         return None if self.metrics == OFF else _split(self.metrics)
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """The networks of `webhook_allow`."""
+        return tuple(ip_network(each) for each in self.webhook_allow.split(",") if each)
 
     @property
     def redis_py(self) -> str:

@@ -22,6 +22,7 @@ from jobs.outcome import OutcomeKind, Output
 from jobs.settings import Settings
 from jobs.store import Store, connect
 from tests.api.conftest import Served, Worker, step_result
+from tests.dispatch import open_window
 
 TRUE = {"command": ["true"]}
 BUSY = 20.0  # seconds that something may take on a busy machine
@@ -366,6 +367,7 @@ def test_streams_outlive_a_restart_of_redis(own_redis: Any, serving: Any) -> Non
     """Redis dies and comes back while a job is followed: the stream stays open and goes on."""
     settings = Settings(redis=own_redis.url)
     with connect(settings) as redis_client:
+        open_window(redis_client)
         tenant = tenants.create_tenant(redis_client, "first")
         store, served = Store(redis_client), serving(settings)
         with served.client(keys.create_key(redis_client, tenant)) as client:

@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobs import keys
+from jobs import keys, webhooks
 from jobs.job import Tenant
 from jobs.keys import Scope
 from jobs.outcome import ArtifactError, Output
@@ -110,8 +110,21 @@ ADDRESSES = [
     ("GET", "/v1/keys/0000000000000000"),
     ("POST", "/v1/keys/0000000000000000:rotate"),
     ("DELETE", "/v1/keys/0000000000000000"),
+    ("POST", "/v1/webhooks"),
+    ("GET", "/v1/webhooks"),
+    ("GET", "/v1/webhooks/wh_1"),
+    ("PATCH", "/v1/webhooks/wh_1"),
+    ("DELETE", "/v1/webhooks/wh_1"),
+    ("POST", "/v1/webhooks/wh_1:rotate_secret"),
+    ("POST", "/v1/webhooks/wh_1:test"),
+    ("GET", "/v1/webhooks/wh_1/deliveries"),
+    ("POST", "/v1/webhooks/wh_1/deliveries/msg_1:redeliver"),
 ]
-BODIES: dict[str, Any] = {"/v1/jobs": {"command": []}, "/v1/keys": {"name": ""}}
+BODIES: dict[str, Any] = {
+    "/v1/jobs": {"command": []},
+    "/v1/keys": {"name": ""},
+    "/v1/webhooks": {"url": ""},
+}
 """What is wrong in a body, for each address that takes one."""
 
 
@@ -189,6 +202,34 @@ def provoke_keys(client: httpx.Client) -> None:
         client.post("/v1/keys", json={"name": "a"})
 
 
+def provoke_webhooks(client: httpx.Client, served: Any) -> None:
+    """A webhook's life, and what stands against its change, its tests and the making of another."""
+    hook = client.post("/v1/webhooks", json={"url": "https://hooks.example.com"}).json()["webhook"]["id"]
+    own = f"/v1/webhooks/{hook}"
+    client.get("/v1/webhooks")
+    client.get(own)
+    client.patch(own, json={"description": "mine"})
+    client.post(f"{own}:rotate_secret")
+    sent = client.post(f"{own}:test").json()["id"]
+    client.get(f"{own}/deliveries")
+    client.get(f"{own}/deliveries?limit=0")
+    client.post(f"{own}/deliveries/{sent}:redeliver")
+    client.patch(own, json={"state": "disabled"})
+    client.post(f"{own}:test")
+    client.post(f"{own}/deliveries/{sent}:redeliver")
+    client.patch("/v1/webhooks/wh_1", json={"state": "disabled"})
+    client.patch(own, json={})
+    client.patch(own, content="{}", headers={"Content-Type": "text/plain"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webhooks, "WEBHOOKS_MAX", 1)
+        client.post("/v1/webhooks", json={"url": "https://hooks.example.com"})
+        patch.setattr(served.services.bodies, "_max_body", 10)
+        client.patch(own, content=" " * 11, headers=JSON)
+        patch.setattr(served.services.bodies, "_body_time", 0.05)
+        client.patch(own, content=slowly(), headers=JSON)
+    client.delete(own)
+
+
 def provoke_refusals(
     client: httpx.Client, served: Any, others: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +282,7 @@ def test_every_described_answer_is_given_and_every_given_one_described(
     witness = Witness(description)
     client.event_hooks["response"].append(witness.see)
     provoke_successes(client, worker, store)
+    provoke_webhooks(client, served)
     provoke_refusals(client, served, scoped(redis_client, tenant), monkeypatch)
     provoke_failures(client, served, monkeypatch)
     described = {
