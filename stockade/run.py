@@ -26,10 +26,11 @@ from pydantic import ValidationError
 
 from jobs.outcome import Evidence, Outcome, OutcomeKind
 from jobs.spec import JobSpec
-from policies.admission import HOST_IMAGE, AdmissionError, admit
+from policies.admission import AdmissionError, admit
 from policies.limits import Limits
-from policies.loader import PolicyError, load_policies
-from policies.policy import Policy
+from policies.finding import PolicyError
+from policies.loader import load_policies
+from policies.policy import HOST_IMAGE, Policy
 from policies.units import format_duration, format_size
 from policies.violation import Violation, violations
 from stockade import host

@@ -4,7 +4,7 @@ import gc
 import sys
 
 from jobs.settings import Settings, SettingsError
-from policies.loader import PolicyError
+from policies.finding import PolicyError
 from worker.app import Worker, configure_logging
 
 

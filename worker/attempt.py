@@ -140,11 +140,11 @@ def plan_of(step: Planned, image: str, policy: Policy) -> dict[str, Any]:
     return {
         "image": image,
         "argv": list(step.asked.argv),
-        "env": ENVIRONMENT | step.asked.env,
+        "env": ENVIRONMENT | policy.environment | step.asked.env,
         "cwd": step.asked.cwd,
         "user": policy.user,
         "hostname": HOSTNAME,
-        "syscalls": policy.syscalls,
+        "syscalls": str(policy.syscalls),
         "capabilities": [str(capability) for capability in policy.capabilities],
         "limits": step.admitted.limits.model_dump(exclude={"output"}),
         "keep": not step.last,
