@@ -8,7 +8,7 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from api import artifacts, documentation, health, jobs, outputs, policies, problems
+from api import artifacts, documentation, explain, health, jobs, outputs, policies, problems
 from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
@@ -18,6 +18,7 @@ from api.problems import Problem
 from api.services import running
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from policies.explain import Explanation
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
@@ -25,6 +26,7 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
+    (Explanation, "serialization"),
     (Health, "serialization"),
     (Readiness, "serialization"),
     (Problem, "serialization"),
@@ -63,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, outputs, artifacts, policies, health):
+    for routes in (jobs, explain, outputs, artifacts, policies, health):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
+from api.admission import admitted
 from api.auth import Caller
 from api.body import parse
 from api.documentation import json_body
@@ -30,8 +31,7 @@ from api.problems import (
 from api.services import Services, services_of
 from jobs.job import Job, Tenant
 from jobs.spec import JobSpec
-from policies.admission import Admission, AdmissionError, admit
-from policies.violation import Violation, shown, violations
+from policies.violation import Violation, violations
 
 MAX_WAIT = 60.0  # seconds that one request waits: proxies cut what is silent for longer
 LARGE_BODY = 256 * 1024  # bytes; larger ones are parsed one at a time, which bounds the memory that it takes
@@ -186,7 +186,7 @@ def accept(services: Services, body: bytes, caller: Tenant) -> JobView:
         ProblemError: 422, with everything that is wrong.
     """
     spec = read_spec(body)
-    job = services.store.create(spec, admission(services, spec), caller.id)
+    job = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
     try:
         services.queue.publish(job.id, FIRST_ATTEMPT)
     except OperationalError as error:  # the job is stored, so it is accepted: the reaper publishes it again
@@ -209,23 +209,6 @@ def _as_written(found: Violation, document: object) -> Violation:
     if not short or not found.field.startswith("command.argv"):
         return found
     return found.model_copy(update={"field": "command" + found.field.removeprefix("command.argv")})
-
-
-def admission(services: Services, spec: JobSpec) -> Admission:
-    """What the policy that `spec` names decides about it."""
-    policy = services.policies.get(spec.policy)
-    if policy is None:
-        unknown = Violation(
-            field="policy",
-            got=shown(spec.policy),
-            allowed=list(services.policies),
-            message="there is no such policy",
-        )
-        raise invalid((unknown,), NOT_ADMITTED)
-    try:
-        return admit(spec, policy, host_image=services.settings.image_host)
-    except AdmissionError as error:
-        raise invalid(error.violations, NOT_ADMITTED) from None
 
 
 async def _wait(request: Request, caller: Tenant, job: JobView, seconds: float, since: int) -> JobView | None:

@@ -10,11 +10,15 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.hosts import Hosts
+from api.policies_in_force import PoliciesInForce
 from api.waiting import FinishedJobs
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import Store, connect
-from policies.loader import load_policies
+from jobs.tenant_bounds import TenantBounds
 from policies.policy import Policy
 from policies.units import MIB
 
@@ -27,7 +31,8 @@ class Services:
     """Everything that outlives a request."""
 
     settings: Settings
-    policies: Mapping[str, Policy]
+    policies: PoliciesInForce
+    hosts: Hosts
     store: Store
     queue: Queue
     authenticator: Authenticator
@@ -44,22 +49,25 @@ def max_body(policies: Mapping[str, Policy]) -> int:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Services]:
     """The services of one application, for as long as it runs."""
-    policies = load_policies(settings.policies)
+    source = PolicySource(settings.policies)
+    bodies = BodyReader(max_body(source.current.policies))
     redis = connect(settings, REDIS_TIMEOUT)
     queue = Queue(settings)
     finished = FinishedJobs(settings.redis_py)
     try:
         async with finished.listening():
-            yield Services(
-                settings=settings,
-                policies=policies,
-                store=Store(redis),
-                queue=queue,
-                authenticator=Authenticator(redis),
-                bodies=BodyReader(max_body(policies)),
-                finished=finished,
-                large_bodies=CapacityLimiter(1),
-            )
+            with source.watched(lambda found: bodies.take(max_body(found.policies))):
+                yield Services(
+                    settings=settings,
+                    policies=PoliciesInForce(source, TenantBounds(redis), PolicyVersions(redis)),
+                    hosts=Hosts(lambda: ()),
+                    store=Store(redis),
+                    queue=queue,
+                    authenticator=Authenticator(redis),
+                    bodies=bodies,
+                    finished=finished,
+                    large_bodies=CapacityLimiter(1),
+                )
     finally:
         queue.close()
         redis.close()

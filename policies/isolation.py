@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field, StringConstraints
 
@@ -45,13 +45,14 @@ class Shortfall(NamedTuple):
     needed: str
 
 
-class Host(Frozen):
-    """What a worker says of its machine."""
+class Host(Protocol):
+    """What a worker knows of its machine."""
 
-    cgroup: Literal["v1", "v2"] = Field(description="The cgroup version that limits are enforced with.")
-    kernel: Annotated[str, StringConstraints(max_length=128)] = Field(
-        description="The kernel's release, as uname(2) has it."
-    )
+    @property
+    def cgroup(self) -> str | None: ...
+
+    @property
+    def kernel(self) -> str: ...
 
 
 class IsolationFloor(Frozen):
@@ -80,11 +81,11 @@ class IsolationFloor(Frozen):
         return self.cgroup != ANY or version(self.kernel) > (5, 12)
 
     def shortfalls(self, host: Host) -> Iterator[Shortfall]:
-        """Yield everything that `host` does not give. A release that cannot be read is too old."""
+        """Yield everything that `host` does not give; what is not known of it counts as not given."""
         if self.cgroup == V2 and host.cgroup != V2:
-            yield Shortfall("isolation.cgroup", host.cgroup, self.cgroup)
+            yield Shortfall("isolation.cgroup", host.cgroup or "unknown", self.cgroup)
         if version(host.kernel) < version(self.kernel):
-            yield Shortfall("isolation.kernel", host.kernel, self.kernel)
+            yield Shortfall("isolation.kernel", host.kernel or "unknown", self.kernel)
 
     def raised(self, other: "IsolationFloor") -> "IsolationFloor":
         """Return the floor that satisfies both."""

@@ -16,6 +16,7 @@ from policies.images import common
 from policies.isolation import OCI
 from policies.limits import Limits
 from policies.policy import HOST_IMAGE, Policy
+from policies.violation import Violation
 
 PLATFORM = "platform"
 
@@ -70,6 +71,19 @@ class ScopeError(Exception):
         super().__init__("; ".join(f"{each.scope}: {each.field}: {each.message}" for each in found))
         self.policy = policy
         self.found = tuple(found)
+
+    @property
+    def violations(self) -> tuple[Violation, ...]:
+        """The same as violations of a request that names the policy."""
+        return tuple(
+            Violation(
+                field="policy",
+                got=self.policy,
+                allowed=None,
+                message=f"{each.scope}: {each.field} {each.message}",
+            )
+            for each in self.found
+        )
 
 
 @dataclass(frozen=True)

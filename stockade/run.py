@@ -27,8 +27,8 @@ from pydantic import ValidationError
 from jobs.outcome import Evidence, Outcome, OutcomeKind
 from jobs.spec import JobSpec
 from policies.admission import AdmissionError, admit
-from policies.limits import Limits
 from policies.finding import PolicyError
+from policies.limits import Limits
 from policies.loader import load_policies
 from policies.policy import HOST_IMAGE, Policy
 from policies.units import format_duration, format_size

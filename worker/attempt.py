@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ from jobs.job import Attempt, JobResult
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
-from policies.admission import AdmissionError, AdmittedStep, admit
+from policies.admission import AdmittedStep
 from policies.policy import Policy
 from worker import memfile
+from worker.admission import Policies, admitted_again
 from worker.artifacts import collect
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
@@ -33,16 +34,12 @@ LAUNCHER_PATIENCE = 10.0
 """Seconds to wait for a launcher that does not answer: one that is restarted."""
 
 
-class NotAdmittedError(Exception):
-    """The policy no longer lets the job in; trying again would not help."""
-
-
 @dataclass(frozen=True)
 class Workshop:
     """What attempts are made with: the store, the policies, and the launcher of this machine."""
 
     store: Store
-    policies: Mapping[str, Policy]
+    policies: Policies
     launcher: Path
     image_host: bool = True
 
@@ -61,7 +58,7 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     """Run the job's steps and say how it went.
 
     Raises:
-        NotAdmittedError: the policy of this worker does not allow the job.
+        worker.admission.NotAdmittedError: this worker does not let the job in.
         SandboxError: a sandbox failed, which says nothing about the job.
         StoppedError: the attempt is to stop, for a reason of ours.
         redis.RedisError: artifacts could not be stored.
@@ -92,14 +89,7 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
 
 def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planned]]:
     """The policy and the limits in force: the worker asks again, and trusts nothing that it was sent."""
-    name = attempt.job.spec.policy
-    policy = workshop.policies.get(name)
-    if policy is None:
-        raise NotAdmittedError(f"This worker has no policy {name}.")
-    try:
-        admission = admit(attempt.job.spec, policy, host_image=workshop.image_host)
-    except AdmissionError as error:
-        raise NotAdmittedError(f"The policy {name} no longer allows this job: {error}.") from error
+    policy, admission = admitted_again(attempt.job, workshop.policies, workshop.image_host)
     pairs = zip(attempt.job.spec.sequence, admission.steps, strict=True)
     count = len(admission.steps)
     return policy, [Planned(*pair, first=n == 0, last=n == count - 1) for n, pair in enumerate(pairs)]

@@ -77,6 +77,7 @@ ADDRESSES = [
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs/job_1"),
     ("POST", "/v1/jobs/job_1:cancel"),
+    ("POST", "/v1/jobs:explain"),
     ("GET", "/v1/jobs/job_1/steps/0/stdout"),
     ("GET", "/v1/jobs/job_1/steps/0/stderr"),
     ("GET", "/v1/jobs/job_1/artifacts"),
@@ -84,6 +85,9 @@ ADDRESSES = [
     ("GET", "/v1/policies"),
     ("GET", "/v1/policies/nothing"),
 ]
+
+BODIES = ["/v1/jobs", "/v1/jobs:explain"]
+"""The addresses that take a job."""
 
 
 def slowly() -> Iterator[bytes]:
@@ -110,6 +114,8 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get("/readyz")
     client.get("/v1/policies")
     client.get("/v1/policies/default")
+    client.post("/v1/jobs:explain", json=TRUE)
+    client.post("/v1/jobs:explain", json={"command": ["a"], "policy": "nothing"})
     job_id = client.post("/v1/jobs", json=TRUE).json()["id"]
     client.get(f"/v1/jobs/{job_id}")
     client.get(f"/v1/jobs/{job_id}/artifacts")
@@ -134,14 +140,17 @@ def provoke_refusals(client: httpx.Client, served: Any, monkeypatch: pytest.Monk
     """What is wrong with the request itself."""
     for method, address in ADDRESSES:
         client.request(method, address, headers={"Authorization": "Bearer nothing"})
-        client.request(method, address, json={"command": []} if address == "/v1/jobs" else None)
+        client.request(method, address, json={"command": []} if address in BODIES else None)
     client.get("/v1/jobs/job_1?wait=-1")
     client.post("/v1/jobs", json={"command": ["a"], "policy": "nothing"})
-    client.post("/v1/jobs", content="{}", headers={"Content-Type": "text/plain"})
+    for address in BODIES:
+        client.post(address, content="{}", headers={"Content-Type": "text/plain"})
     monkeypatch.setattr(served.services.bodies, "_max_body", 10)
-    client.post("/v1/jobs", content=" " * 11, headers=JSON)
+    for address in BODIES:
+        client.post(address, content=" " * 11, headers=JSON)
     monkeypatch.setattr(served.services.bodies, "_body_time", 0.05)
-    client.post("/v1/jobs", content=slowly(), headers=JSON)
+    for address in BODIES:
+        client.post(address, content=slowly(), headers=JSON)
 
 
 def provoke_failures(client: httpx.Client, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """What the property tests of policies draw from: limits, bounds, policies and requests that collide often."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
@@ -12,6 +12,14 @@ from policies.limits import LimitsRequest
 from policies.loader import load_policies
 from policies.policy import Capability, Policy
 from policies.priority import Priority
+
+
+class Machine(NamedTuple):
+    """A worker's host."""
+
+    cgroup: str | None
+    kernel: str
+
 
 patterns = st.lists(
     st.sampled_from(["host", "*", "py", "py:3.11", "py:*", "*:3.11", "p*1", "?y:*", "py@sha256:aa", "js*"]),

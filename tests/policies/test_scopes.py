@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from policies.bounds import Bounds
 from policies.images import matches
-from policies.isolation import Host
 from policies.limits import LimitsRequest
 from policies.loader import load_policies
 from policies.policy import Policy
 from policies.scopes import Rule, ScopeError, Scopes, Source, effective, fold, within
-from tests.policies.strategies import bounds, policies, scopes
+from tests.policies.strategies import Machine, bounds, policies, scopes
 
 DEFAULT = load_policies()["default"]
 STRICT = load_policies()["strict"]
@@ -139,7 +138,9 @@ def at_most(narrow: Policy, wide: Policy) -> bool:
     """Whether the first policy allows nothing that the second does not."""
     named = ["host", "py", "py:3.11", "js", "jsx", "py@sha256:aa", "py:1", "p1", "xy:3.11"]
     hosts = [
-        Host(cgroup=cgroup, kernel=kernel) for cgroup in ("v1", "v2") for kernel in ("5.15", "6.5", "6.18.3")
+        Machine(cgroup=cgroup, kernel=kernel)
+        for cgroup in ("v1", "v2")
+        for kernel in ("5.15", "6.5", "6.18.3")
     ]
     counts = ("steps_max", "files_max", "files_bytes", "outputs_max", "outputs_bytes", "retention")
     return (

@@ -15,13 +15,17 @@ import pytest
 from redis import Redis
 
 from jobs.job import Attempt, Job
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import Store, connect
 from policies.admission import admit
 from policies.loader import load_policies
+from policies.policy import Policy
 from tests.worker.fake_launcher import FakeLauncher
+from worker.admission import Policies
 from worker.attempt import Workshop
 
 ROOT = Path(__file__).parents[2]
@@ -69,16 +73,17 @@ def store(redis: Redis) -> Store:
 @pytest.fixture
 def workshop(store: Store, settings: Settings) -> Workshop:
     """What attempts are made with."""
-    return Workshop(store, load_policies(), settings.launcher)
+    policies = Policies(PolicySource(None), PolicyVersions(store.redis))
+    return Workshop(store, policies, settings.launcher)
 
 
 @pytest.fixture
 def submit(store: Store) -> Submit:
     """Puts a job into the store, without publishing it."""
 
-    def put(**body: Any) -> Job:
+    def put(policy: Policy | None = None, /, **body: Any) -> Job:
         spec = JobSpec.model_validate_json(json.dumps(body))
-        return store.create(spec, admit(spec, load_policies()[spec.policy]), "tenant_a")
+        return store.create(spec, admit(spec, policy or load_policies()[spec.policy]), "tenant_a")
 
     return put
 
@@ -87,8 +92,8 @@ def submit(store: Store) -> Submit:
 def claim(store: Store, submit: Submit) -> Claim:
     """Puts a job into the store and claims its first attempt."""
 
-    def put(**body: Any) -> Attempt:
-        attempt = store.claim(submit(**body).id, 1, "w1")
+    def put(policy: Policy | None = None, /, **body: Any) -> Attempt:
+        attempt = store.claim(submit(policy, **body).id, 1, "w1")
         assert attempt is not None
         return attempt
 

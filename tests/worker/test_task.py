@@ -10,6 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from jobs.job import ATTEMPTS_MAX, JobState
 from jobs.outcome import OutcomeKind
 from jobs.store import Store
+from policies.loader import load_policies
 from tests.worker.conftest import Submit, until
 from tests.worker.fake_launcher import FakeLauncher
 from worker import task
@@ -116,15 +117,14 @@ def test_job_that_its_policy_no_longer_allows_is_not_tried_again(
     workshop: Workshop, store: Store, submit: Submit, published: list[Any]
 ) -> None:
     """A refusal by the worker's policy ends the job at once: another attempt would end the same."""
-    job = submit(command=["true"])
-    Runner("w1", Workshop(store, {}, workshop.launcher), Stops(), lambda *_: published.append(_)).run(
-        job.id, 1
-    )
+    lost = load_policies()["default"].model_copy(update={"version": "of nobody"})
+    job = submit(lost, command=["true"])
+    Runner("w1", workshop, Stops(), lambda *_: published.append(_)).run(job.id, 1)
     ended = store.get(job.id)
     assert ended is not None
     assert ended.result is not None
     assert ended.result.outcome.kind is OutcomeKind.SANDBOX_ERROR
-    assert "no policy default" in ended.result.outcome.message
+    assert "knows no policy" in ended.result.outcome.message
     assert published == []
 
 
