@@ -66,13 +66,14 @@ def _add_headers(message: Message, request_id: str) -> None:
 
 def _write_line(scope: Scope, status: int, started: float, request_id: str) -> None:
     route = scope.get("route")
-    tenant = scope.get("state", {}).get("tenant")
+    caller = scope.get("state", {}).get("caller")
     log.info(
         "request",
         method=scope["method"] if route else None,
         route=getattr(route, "path", None),
         status=status,
-        tenant=getattr(tenant, "id", None),
+        tenant=getattr(caller, "id", None),
+        key=getattr(caller, "key_id", None),
         milliseconds=round((perf_counter() - started) * 1000, 2),
         request=request_id,
     )

@@ -8,14 +8,16 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from api import artifacts, documentation, explain, health, jobs, outputs, policies, problems
+from api import artifacts, documentation, explain, health, jobs, keys, outputs, policies, problems
 from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
 from api.job_view import JobView
+from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
+from jobs.keys import Key
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from policies.explain import Explanation
@@ -27,6 +29,10 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
     (Explanation, "serialization"),
+    (KeyRequest, "validation"),
+    (Key, "serialization"),
+    (NewKey, "serialization"),
+    (KeyList, "serialization"),
     (Health, "serialization"),
     (Readiness, "serialization"),
     (Problem, "serialization"),
@@ -65,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, explain, outputs, artifacts, policies, health):
+    for routes in (jobs, explain, outputs, artifacts, policies, keys, health):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

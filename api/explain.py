@@ -4,12 +4,13 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
 from api.admission import explained
-from api.auth import Caller
+from api.auth import ReaderOrSubmitter
 from api.documentation import json_body
 from api.jobs import EXAMPLES, LARGE_BODY, read_spec
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    FORBIDDEN,
     INTERNAL,
     INVALID_REQUEST,
     UNAUTHENTICATED,
@@ -29,11 +30,11 @@ router = APIRouter(tags=["policies"], responses=documented(UNAUTHENTICATED, INTE
     summary="Explain what would become of a job",
     responses={
         200: {"description": "What would become of it, and why", "content": json_body(Explanation)},
-        **documented(BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA, INVALID_REQUEST),
+        **documented(BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA, INVALID_REQUEST, FORBIDDEN),
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(JobSpec, EXAMPLES)}},
 )
-async def explain_job(request: Request, caller: Caller) -> Response:
+async def explain_job(request: Request, caller: ReaderOrSubmitter) -> Response:
     """Takes what `POST /v1/jobs` takes and stores nothing.
 
     Says for each value which scope and rule set it, and whether the job would be admitted; if not, everything

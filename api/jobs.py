@@ -10,13 +10,14 @@ from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from api.admission import admitted
-from api.auth import Caller
+from api.auth import Identity, Reader, Submitter
 from api.body import parse
 from api.documentation import json_body
 from api.job_view import JobView, view
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    FORBIDDEN,
     INTERNAL,
     INVALID_REQUEST,
     NOT_ADMITTED,
@@ -29,7 +30,7 @@ from api.problems import (
     not_found,
 )
 from api.services import Services, services_of
-from jobs.job import Job, Tenant
+from jobs.job import Job
 from jobs.spec import JobSpec
 from policies.violation import Violation, violations
 
@@ -80,7 +81,7 @@ Wait = Annotated[
     ),
 ]
 
-router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
 log = structlog.get_logger(__name__)
 
 
@@ -98,7 +99,7 @@ log = structlog.get_logger(__name__)
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(JobSpec, EXAMPLES)}},
 )
-async def submit_job(request: Request, caller: Caller, wait: Wait = 0) -> Response:
+async def submit_job(request: Request, caller: Submitter, wait: Wait = 0) -> Response:
     """Runs one command, or several steps over one workspace, in a fresh sandbox under a policy.
 
     Everything that is wrong with the request, or over the policy's ceilings, is listed at once.
@@ -124,7 +125,7 @@ async def submit_job(request: Request, caller: Caller, wait: Wait = 0) -> Respon
         **documented(NOT_FOUND, INVALID_REQUEST),
     },
 )
-async def get_job(request: Request, caller: Caller, job_id: JobId, wait: Wait = 0) -> Response:
+async def get_job(request: Request, caller: Reader, job_id: JobId, wait: Wait = 0) -> Response:
     """The job as it is; with `wait`, as soon as it is finished.
 
     A finished job is kept for the retention of its policy.
@@ -146,7 +147,7 @@ async def get_job(request: Request, caller: Caller, job_id: JobId, wait: Wait = 
         **documented(NOT_FOUND),
     },
 )
-def cancel_job(request: Request, caller: Caller, job_id: JobId) -> Response:
+def cancel_job(request: Request, caller: Submitter, job_id: JobId) -> Response:
     """Ends a queued job at once and a running one in a moment (`cancelling`). May be repeated.
 
     A job that has finished stays as it is.
@@ -157,7 +158,7 @@ def cancel_job(request: Request, caller: Caller, job_id: JobId) -> Response:
     return Response(view(job).model_dump_json(), media_type="application/json")
 
 
-def find(services: Services, job_id: str, caller: Tenant) -> Job:
+def find(services: Services, job_id: str, caller: Identity) -> Job:
     """The caller's job.
 
     Raises:
@@ -169,17 +170,17 @@ def find(services: Services, job_id: str, caller: Tenant) -> Job:
     return job
 
 
-def look(services: Services, job_id: str, caller: Tenant) -> JobView | None:
+def look(services: Services, job_id: str, caller: Identity) -> JobView | None:
     """The caller's job as the caller sees it; None when there is none."""
     job = _stored(services, job_id, caller)
     return None if job is None else view(job)
 
 
-def _stored(services: Services, job_id: str, caller: Tenant) -> Job | None:
+def _stored(services: Services, job_id: str, caller: Identity) -> Job | None:
     return services.store.get(job_id, caller.id) if _JOB_ID.fullmatch(job_id) else None
 
 
-def accept(services: Services, body: bytes, caller: Tenant) -> JobView:
+def accept(services: Services, body: bytes, caller: Identity) -> JobView:
     """Store the job that `body` asks for, and let a worker know.
 
     Raises:
@@ -211,7 +212,9 @@ def _as_written(found: Violation, document: object) -> Violation:
     return found.model_copy(update={"field": "command" + found.field.removeprefix("command.argv")})
 
 
-async def _wait(request: Request, caller: Tenant, job: JobView, seconds: float, since: int) -> JobView | None:
+async def _wait(
+    request: Request, caller: Identity, job: JobView, seconds: float, since: int
+) -> JobView | None:
     services = services_of(request)
 
     async def again() -> JobView | None:

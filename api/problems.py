@@ -72,8 +72,10 @@ class Kind:
 
 
 UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid API key is required")
+FORBIDDEN = Kind("forbidden", 403, "This API key is not good for that")
 NOT_FOUND = Kind("not-found", 404, "Not found")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This address does not take this method")
+CONFLICT = Kind("conflict", 409, "That does not go with the state of things")
 NOT_FINISHED = Kind("not-finished", 409, "The job has not finished")
 HEAD_TIMEOUT = Kind("head-timeout", 408, "The request did not arrive in time")
 BODY_TIMEOUT = Kind("body-timeout", 408, "The request body did not arrive in time")
@@ -87,8 +89,10 @@ UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
 
 KINDS = (
     UNAUTHENTICATED,
+    FORBIDDEN,
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
+    CONFLICT,
     NOT_FINISHED,
     HEAD_TIMEOUT,
     BODY_TIMEOUT,

@@ -9,7 +9,7 @@ _COMMANDS = {
     "up": "stockade.up_command",
     "run": "stockade.run",
     "doctor": "stockade.doctor",
-    "tenant": "stockade.keys",
+    "tenant": "stockade.tenants",
     "key": "stockade.keys",
 }
 

@@ -8,6 +8,7 @@ import click
 
 from stockade import host, keys
 from stockade.children import ChildDied
+from stockade.tenants import DEFAULT_TENANT
 from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
 
 
@@ -65,7 +66,7 @@ def _serve(stack: Stack) -> None:
 def _greet(stack: Stack) -> None:
     key = keys.development_key(stack.redis, stack.state / "dev-key")
     click.echo(f"Stockade is ready on {stack.url} (reference: {stack.url}/docs)")
-    click.echo(f"API key of tenant {keys.DEFAULT_TENANT!r}, for development: {key}")
+    click.echo(f"API key of tenant {DEFAULT_TENANT!r}, for development: {key}")
     click.echo("Try:")
     click.echo(f"  {curl_line(stack.url, key)}")
     click.echo(f"Ctrl-C stops it. State and logs: {stack.state}")

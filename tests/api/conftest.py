@@ -20,8 +20,9 @@ from api.__main__ import Server
 from api.app import create_app
 from api.connection import Connection
 from api.services import Services
-from jobs import tenants
+from jobs import keys, tenants
 from jobs.job import Attempt, JobResult, Tenant
+from jobs.keys import Scope
 from jobs.outcome import (
     Artifact,
     ArtifactError,
@@ -135,20 +136,20 @@ def worker(store: Store) -> Worker:
 
 @pytest.fixture
 def tenant(redis_client: redis.Redis) -> Tenant:
-    """A tenant."""
+    """A project."""
     return tenants.create_tenant(redis_client, "first")
 
 
 @pytest.fixture
 def key(redis_client: redis.Redis, tenant: Tenant) -> str:
-    """An API key of the tenant."""
-    return tenants.create_key(redis_client, tenant)
+    """An API key of the tenant, good for everything."""
+    return keys.create_key(redis_client, tenant, scopes=Scope)
 
 
 @pytest.fixture
 def other_key(redis_client: redis.Redis) -> str:
     """An API key of another tenant."""
-    return tenants.create_key(redis_client, tenants.create_tenant(redis_client, "second"))
+    return keys.create_key(redis_client, tenants.create_tenant(redis_client, "second"))
 
 
 @dataclass

@@ -9,8 +9,12 @@ from typing import Any, NoReturn
 import httpx
 import jsonschema
 import pytest
+import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from jobs import keys
+from jobs.job import Tenant
+from jobs.keys import Scope
 from jobs.outcome import ArtifactError, Output
 from jobs.spec import JobSpec
 
@@ -84,10 +88,24 @@ ADDRESSES = [
     ("GET", "/v1/jobs/job_1/artifacts/a"),
     ("GET", "/v1/policies"),
     ("GET", "/v1/policies/nothing"),
+    ("POST", "/v1/keys"),
+    ("GET", "/v1/keys"),
+    ("GET", "/v1/keys/0000000000000000"),
+    ("POST", "/v1/keys/0000000000000000:rotate"),
+    ("DELETE", "/v1/keys/0000000000000000"),
 ]
+BODIES: dict[str, Any] = {
+    "/v1/jobs": {"command": []},
+    "/v1/jobs:explain": {"command": []},
+    "/v1/keys": {"name": ""},
+}
+"""What is wrong in a body, for each address that takes one."""
 
-BODIES = ["/v1/jobs", "/v1/jobs:explain"]
-"""The addresses that take a job."""
+
+def scoped(redis_client: redis.Redis, tenant: Tenant) -> list[dict[str, str]]:
+    """The header of a key for each scope, good for nothing else."""
+    made = [keys.create_key(redis_client, tenant, scopes=[scope]) for scope in Scope]
+    return [{"Authorization": f"Bearer {key}"} for key in made]
 
 
 def slowly() -> Iterator[bytes]:
@@ -130,17 +148,38 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get(f"/v1/jobs/{job_id}/artifacts/a")
     client.get(f"/v1/jobs/{job_id}/steps/0/stdout")
     client.get(f"/v1/jobs/{job_id}/steps/0/stderr")
+    provoke_keys(client)
     waiting, running = (client.post("/v1/jobs", json=TRUE).json()["id"] for _ in range(2))
     client.post(f"/v1/jobs/{waiting}:cancel")
     worker.claim(running)
     client.post(f"/v1/jobs/{running}:cancel")
 
 
-def provoke_refusals(client: httpx.Client, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def provoke_keys(client: httpx.Client) -> None:
+    """A key's life, and what stands against its rotation and the making of another."""
+    key_id = client.post("/v1/keys", json={"name": "a", "scopes": ["admin"]}).json()["id"]
+    client.get("/v1/keys")
+    client.get(f"/v1/keys/{key_id}")
+    client.post(f"/v1/keys/{key_id}:rotate?grace=60")
+    client.post(f"/v1/keys/{key_id}:rotate?grace=-1")
+    client.delete(f"/v1/keys/{key_id}")
+    short = client.post("/v1/keys", json={"name": "a", "expires_in": "1ms"}).json()["id"]
+    time.sleep(0.002)
+    client.post(f"/v1/keys/{short}:rotate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "KEYS_MAX", 1)
+        client.post("/v1/keys", json={"name": "a"})
+
+
+def provoke_refusals(
+    client: httpx.Client, served: Any, others: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is wrong with the request itself."""
     for method, address in ADDRESSES:
         client.request(method, address, headers={"Authorization": "Bearer nothing"})
-        client.request(method, address, json={"command": []} if address in BODIES else None)
+        client.request(method, address, json=BODIES.get(address) if method == "POST" else None)
+        for scope in others:
+            client.request(method, address, headers=scope)
     client.get("/v1/jobs/job_1?wait=-1")
     client.post("/v1/jobs", json={"command": ["a"], "policy": "nothing"})
     for address in BODIES:
@@ -157,7 +196,7 @@ def provoke_failures(client: httpx.Client, served: Any, monkeypatch: pytest.Monk
     """What is wrong with the service."""
     services = served.services
     for error in (RuntimeError("a bug"), RedisConnectionError("gone")):
-        monkeypatch.setattr(services.authenticator, "tenant", fail(error))
+        monkeypatch.setattr(services.authenticator, "identity", fail(error))
         for method, address in ADDRESSES:
             client.request(method, address)
     monkeypatch.setattr(services.store, "workers", fail(RuntimeError("a bug")))
@@ -170,13 +209,15 @@ def test_every_described_answer_is_given_and_every_given_one_described(
     served: Any,
     worker: Any,
     store: Any,
+    redis_client: redis.Redis,
+    tenant: Tenant,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each status of each operation is provoked; media type and body match the schema; none is left over."""
     witness = Witness(description)
     client.event_hooks["response"].append(witness.see)
     provoke_successes(client, worker, store)
-    provoke_refusals(client, served, monkeypatch)
+    provoke_refusals(client, served, scoped(redis_client, tenant), monkeypatch)
     provoke_failures(client, served, monkeypatch)
     described = {
         (method, path, status)

@@ -13,7 +13,7 @@ import redis
 
 from api.job_view import JobView, view
 from api.waiting import FinishedJobs
-from jobs import tenants
+from jobs import keys, tenants
 from jobs.job import JobResult
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.settings import Settings
@@ -212,7 +212,7 @@ def test_a_long_poll_outlives_a_restart_of_redis(own_redis: Any, serving: Any, m
     settings = Settings(redis=own_redis.url)
     with connect(settings) as client:
         store = Store(client)
-        key = tenants.create_key(client, tenants.create_tenant(client, "first"))
+        key = keys.create_key(client, tenants.create_tenant(client, "first"))
         with serving(settings).client(key) as caller, ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(begin, caller, method)
             while not (queued := client.zrange("stockade:queued", 0, -1)):
