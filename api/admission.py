@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 
+import structlog
+from redis.exceptions import RedisError
+
 from api.problems import NOT_ADMITTED, invalid
 from api.services import Services
+from api.shadow import Submission
 from jobs.spec import JobSpec
 from policies.admission import Admission, AdmissionError, admit, pool_of
 from policies.explain import Explanation, explain, refusal, unknown_policy
 from policies.isolation import Host
 from policies.policy import Policy
 from policies.violation import Violation
+
+log = structlog.get_logger(__name__)
 
 
 def admitted(services: Services, spec: JobSpec, project: str) -> Admission:
@@ -28,9 +34,25 @@ def admitted(services: Services, spec: JobSpec, project: str) -> Admission:
             spec, policy, host_image=services.settings.image_host, hosts=_hosts(services, spec, policy)
         )
     except AdmissionError as error:
+        watch(services, spec, project, None)
         raise invalid(error.violations, NOT_ADMITTED) from None
     services.policies.publish(policy)
     return admission
+
+
+def watch(services: Services, spec: JobSpec, project: str, job: str | None) -> None:
+    """Have a submission also evaluated under the draft of its policy, where there is one; enforces nothing.
+
+    `job`: the job that came of it; None when it was refused.
+    """
+    try:
+        in_force = services.policies.of(project)
+    except RedisError as error:  # it must not fail what has been accepted
+        log.warning("shadow_not_counted", draft=spec.policy, reason=str(error))
+        return
+    draft = in_force.source.drafts.get(spec.policy)
+    if draft is not None:
+        services.shadow.see(Submission(spec, draft.policy, in_force.scopes, project, job))
 
 
 def explained(services: Services, spec: JobSpec, project: str) -> Explanation:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
-from api.admission import admitted
+from api.admission import admitted, watch
 from api.auth import Identity, Reader, Submitter
 from api.body import parse
 from api.documentation import json_body
@@ -192,6 +192,7 @@ def accept(services: Services, body: bytes, caller: Identity) -> JobView:
         services.queue.publish(job.id, FIRST_ATTEMPT)
     except OperationalError as error:  # the job is stored, so it is accepted: the reaper publishes it again
         log.warning("publish_failed", job=job.id, reason=str(error))
+    watch(services, spec, caller.id, job.id)
     return view(job)
 
 

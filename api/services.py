@@ -12,6 +12,7 @@ from api.auth import Authenticator
 from api.body import BodyReader
 from api.hosts import Hosts
 from api.policies_in_force import PoliciesInForce
+from api.shadow import Shadow
 from api.waiting import FinishedJobs
 from jobs.policy_source import PolicySource
 from jobs.policy_versions import PolicyVersions
@@ -33,6 +34,7 @@ class Services:
     settings: Settings
     policies: PoliciesInForce
     hosts: Hosts
+    shadow: Shadow
     store: Store
     queue: Queue
     authenticator: Authenticator
@@ -56,11 +58,15 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     finished = FinishedJobs(settings.redis_py)
     try:
         async with finished.listening():
-            with source.watched(lambda found: bodies.take(max_body(found.policies))):
+            with (
+                source.watched(lambda found: bodies.take(max_body(found.policies))),
+                Shadow(redis, settings.image_host).watching() as shadow,
+            ):
                 yield Services(
                     settings=settings,
                     policies=PoliciesInForce(source, TenantBounds(redis), PolicyVersions(redis)),
                     hosts=Hosts(lambda: ()),
+                    shadow=shadow,
                     store=Store(redis),
                     queue=queue,
                     authenticator=Authenticator(redis),

@@ -1,6 +1,6 @@
 """Policy document: a policy as it is written down, which may leave to another what it does not say itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -91,6 +91,12 @@ class Resolved:
 
     policy: Policy
     origins: Mapping[str, str]
+    chain: tuple[Written, ...]
+    """Its document last, before it all that it extends."""
+
+    def finding(self, path: str, message: str) -> Finding:
+        """Return a finding about `path` in the document that says what stands there."""
+        return _where(self.chain, self.origins, path, message)
 
 
 def validated(marked: Marked, model: type[Model]) -> Model:
@@ -106,7 +112,7 @@ def validated(marked: Marked, model: type[Model]) -> Model:
         raise PolicyError([marked.finding(each.field, sentence(each)) for each in found]) from None
 
 
-def resolve(chain: list[Written]) -> Resolved:
+def resolve(chain: Sequence[Written]) -> Resolved:
     """Return the policy of the last document of `chain`, each of which extends the one before it.
 
     Raises:
@@ -123,7 +129,7 @@ def resolve(chain: list[Written]) -> Resolved:
     if findings := [*_missing(chain[-1], said), *_out_of_order(chain, said, origins)]:
         raise PolicyError(findings)
     try:
-        return Resolved(Policy.model_validate(said), origins)
+        return Resolved(Policy.model_validate(said), origins, tuple(chain))
     except ValidationError as error:
         raise PolicyError(
             [_where(chain, origins, each.field, each.message) for each in violations(error)]
@@ -144,7 +150,7 @@ def _missing(written: Written, said: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _out_of_order(
-    chain: list[Written], said: Mapping[str, Any], origins: Mapping[str, str]
+    chain: Sequence[Written], said: Mapping[str, Any], origins: Mapping[str, str]
 ) -> Iterator[Finding]:
     """Yield every default over its ceiling, and every ceiling over what the launcher gives."""
     defaults, ceilings = said.get("defaults", {}), said.get("ceilings", {})
@@ -160,7 +166,7 @@ def _out_of_order(
             yield _where(chain, origins, f"defaults.{name}", message)
 
 
-def _where(chain: list[Written], origins: Mapping[str, str], path: str, message: str) -> Finding:
+def _where(chain: Sequence[Written], origins: Mapping[str, str], path: str, message: str) -> Finding:
     """Return a finding about `path` in the document that says it."""
     name = origins.get(path, chain[-1].document.name)
     marked = next(each.marked for each in reversed(chain) if each.document.name == name)

@@ -124,6 +124,18 @@ def unknown_policy(name: str, offered: Sequence[str]) -> Violation:
     return Violation(field="policy", got=shown(name), allowed=[*offered], message="there is no such policy")
 
 
+def value_sources(found: Effective, resolved: Resolved) -> Iterator[ExplainedValue]:
+    """Yield every value of an effective policy with its source; limits as "defaults.memory"."""
+    written = found.policy.model_dump(mode="json")
+    for field in Policy.model_fields:
+        if field in ("defaults", "ceilings", "isolation"):
+            for name, value in written[field].items():
+                path = f"{field}.{name}"
+                yield _value(path, value, _source(path, found, resolved))
+        elif field not in _NOT_VALUES:
+            yield _value(field, written[field], _source(field, found, resolved))
+
+
 def _values(request: Request, found: Effective, resolved: Resolved) -> Iterator[ExplainedValue]:
     policy = found.policy
     yield _value("image", request.image, _REQUEST)

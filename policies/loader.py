@@ -5,7 +5,7 @@ them, replace one by a file of its name, bound them all by `platform.yaml`, and 
 `drafts/`. Where anything in it is not exactly right nothing is loaded, and everything that is wrong is told.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ class PolicySet:
 
     resolved: Mapping[str, Resolved]
     platform: Bounds = NO_BOUNDS
-    drafts: Mapping[str, Policy] = field(default_factory=dict)
+    drafts: Mapping[str, Resolved] = field(default_factory=dict)
     draft_findings: tuple[Finding, ...] = ()
     """What is wrong with drafts, which are then not there; they never keep the rest from being loaded."""
 
@@ -53,19 +53,29 @@ def load(directory: Path | None = None) -> PolicySet:
     Raises:
         PolicyError: with all that is wrong with policies and platform.
     """
+    if directory is None:
+        return load_files([])
+    drafts = directory / DRAFTS
+    return load_files(yaml_files(directory), yaml_files(drafts) if drafts.is_dir() else [])
+
+
+def load_files(paths: Sequence[Path], drafts: Sequence[Path] = ()) -> PolicySet:
+    """Return the built-in policies, and those in the files `paths`, which win; `platform.yaml` may be among them.
+
+    Raises:
+        PolicyError: with all that is wrong with policies and platform.
+    """
     findings: list[Finding] = []
-    written = {each.document.name: each for each in _read_all(BUILTIN, findings)}
-    platform, marked = NO_BOUNDS, None
-    if directory is not None:
-        written |= {each.document.name: each for each in _read_all(directory, findings)}
-        platform, marked = _platform(directory, findings)
+    written = {each.document.name: each for each in _read_all(yaml_files(BUILTIN), findings)}
+    written |= {each.document.name: each for each in _read_all(paths, findings)}
+    platform, marked = _platform(paths, findings)
     resolved = _resolve_all(written, findings)
     if not findings and marked is not None:
         findings.extend(_contradictions(resolved, platform, marked))
     if findings:
         raise PolicyError(findings)
-    drafts, wrong = _drafts(directory, written)
-    return PolicySet(MappingProxyType(resolved), platform, MappingProxyType(drafts), tuple(wrong))
+    drafted, wrong = _drafts(drafts, written)
+    return PolicySet(MappingProxyType(resolved), platform, MappingProxyType(drafted), tuple(wrong))
 
 
 def read_written(path: Path) -> Written:
@@ -106,13 +116,8 @@ def _about(path: Path, message: str) -> Finding:
     return Finding(file=str(path), line=1, path="", message=message)
 
 
-def _read_all(directory: Path, findings: list[Finding]) -> Iterator[Written]:
-    """Yield the documents of a directory that can be read; note what is wrong with the others."""
-    try:
-        paths = yaml_files(directory)
-    except PolicyError as error:
-        findings.extend(error.findings)
-        return
+def _read_all(paths: Sequence[Path], findings: list[Finding]) -> Iterator[Written]:
+    """Yield the policy documents that can be read; note what is wrong with the others."""
     for path in paths:
         if path.name == PLATFORM_FILE:
             continue
@@ -122,9 +127,9 @@ def _read_all(directory: Path, findings: list[Finding]) -> Iterator[Written]:
             findings.extend(error.findings)
 
 
-def _platform(directory: Path, findings: list[Finding]) -> tuple[Bounds, Marked | None]:
-    path = directory / PLATFORM_FILE
-    if not path.exists():
+def _platform(paths: Sequence[Path], findings: list[Finding]) -> tuple[Bounds, Marked | None]:
+    path = next((each for each in paths if each.name == PLATFORM_FILE), None)
+    if path is None:
         return NO_BOUNDS, None
     try:
         return read_bounds(path)
@@ -136,17 +141,18 @@ def _platform(directory: Path, findings: list[Finding]) -> tuple[Bounds, Marked 
 def _resolve_all(written: Mapping[str, Written], findings: list[Finding]) -> dict[str, Resolved]:
     resolved = {}
     told: set[Finding] = set()
+    broken = {Path(each.file).stem for each in findings}
     for name in sorted(written):
         try:
-            resolved[name] = resolve(_chain(written[name], written))
+            resolved[name] = resolve(_chain(written[name], written, broken))
         except PolicyError as error:  # the same may be wrong with all that extend one document
             findings.extend(each for each in error.findings if each not in told)
             told.update(error.findings)
     return resolved
 
 
-def _chain(last: Written, written: Mapping[str, Written]) -> list[Written]:
-    """Return `last` and all that it extends, the first of them first."""
+def _chain(last: Written, written: Mapping[str, Written], broken: Collection[str] = ()) -> list[Written]:
+    """Return `last` and all that it extends, the first of them first; of `broken` ones enough has been said."""
     chain, names = [last], [last.document.name]
     while (parent := chain[-1].document.extends) is not None:
         names.append(parent)
@@ -155,6 +161,8 @@ def _chain(last: Written, written: Mapping[str, Written]) -> list[Written]:
             first = min(names[names.index(parent) : -1])
             message = f"the policies extend each other in a circle: {_circle(names, first)}"
             raise PolicyError([written[first].marked.finding("extends", message)])
+        if parent not in written and parent in broken:
+            raise PolicyError([])
         if parent not in written:
             message = f"there is no policy {parent} to extend ({shown})"
             raise PolicyError([chain[-1].marked.finding("extends", message)])
@@ -182,15 +190,13 @@ def _contradictions(resolved: Mapping[str, Resolved], platform: Bounds, marked: 
 
 
 def _drafts(
-    directory: Path | None, written: Mapping[str, Written]
-) -> tuple[dict[str, Policy], list[Finding]]:
+    paths: Sequence[Path], written: Mapping[str, Written]
+) -> tuple[dict[str, Resolved], list[Finding]]:
     findings: list[Finding] = []
-    if directory is None or not (directory / DRAFTS).is_dir():
-        return {}, findings
     drafts = {}
-    for draft in _read_all(directory / DRAFTS, findings):
+    for draft in _read_all(paths, findings):
         try:
-            drafts[draft.document.name] = resolve(_chain_of_draft(draft, written)).policy
+            drafts[draft.document.name] = resolve(_chain_of_draft(draft, written))
         except PolicyError as error:
             findings.extend(error.findings)
     return drafts, findings

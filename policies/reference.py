@@ -123,9 +123,20 @@ def _range(name: str, field: FieldInfo) -> str:
     return f"{_value(field, least)} to {_value(field, getattr(LAUNCHER_MAX, name))}"
 
 
+def shown_value(path: str, value: Any) -> str:
+    """Write the value at `path` of a policy, such as "ceilings.memory", with its unit."""
+    name = path.rpartition(".")[2]
+    field = Limits.model_fields.get(name) or Policy.model_fields.get(name)
+    if field is None or value is None:
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _value(field, value)
+
+
 def _value(field: FieldInfo, value: Any) -> str:
     """Write a field's value with its unit."""
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items()) or "none"
+    if isinstance(value, tuple | list):
         return ", ".join(map(str, value)) or "none"
     unit = _unit(field)
     if unit == "bytes":

@@ -11,6 +11,7 @@ _COMMANDS = {
     "doctor": "stockade.doctor",
     "tenant": "stockade.tenants",
     "key": "stockade.keys",
+    "policy": "stockade.policy_command",
 }
 
 
