@@ -105,7 +105,7 @@ def show(name: str, directory: Path | None, tenant: Path | None, project: Path |
 
 
 @policy.command()
-@click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, envvar="STOCKADE_POLICIES", type=click.Path(exists=True, path_type=Path))
 def check(paths: tuple[Path, ...]) -> None:
     """Check policy documents: a directory, or files. Errors exit with 1, warnings do not.
 
@@ -241,9 +241,6 @@ def _loaded(paths: tuple[Path, ...]) -> PolicySet:
         return load(paths[0])
     if any(path.is_dir() for path in paths):
         raise click.UsageError("give one directory, or files")
-    if not paths:
-        named = click.get_current_context().lookup_default("directory")
-        return load(named)
     return load_files(paths)
 
 

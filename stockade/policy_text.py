@@ -20,10 +20,7 @@ JOBS_LISTED = 20
 
 def values(narrow: Effective, resolved: Resolved) -> list[tuple[str, ...]]:
     """Every value of an effective policy, with who set it, as rows."""
-    return [
-        (each.field, shown_value(each.field, each.value), _by(each))
-        for each in value_sources(narrow, resolved)
-    ]
+    return [_row(each) for each in value_sources(narrow, resolved)]
 
 
 def print_explanation(found: Explanation) -> None:
@@ -35,15 +32,11 @@ def print_explanation(found: Explanation) -> None:
         click.echo(f"  {each.field}: {each.message} (got {_json(each.got)}{allowed})")
     for step in found.steps:
         click.echo(f"\n{step.field} ({step.name})")
-        rows = [
-            (each.field, shown_value(each.field, each.value), _by(each), *_ceiling(each))
-            for each in step.limits
-        ]
-        print_table(("LIMIT", "IS", "SET BY", "AT MOST", "SET BY"), rows)
+        limits = [(*_row(each), *_ceiling(each)) for each in step.limits]
+        print_table(("LIMIT", "IS", "SET BY", "AT MOST", "SET BY"), limits)
     if found.values:
         click.echo("\nthe whole job")
-        rows = [(each.field, shown_value(each.field, each.value), _by(each)) for each in found.values]
-        print_table(("VALUE", "IS", "SET BY"), rows)
+        print_table(("VALUE", "IS", "SET BY"), [_row(each) for each in found.values])
 
 
 def print_differences(found: Sequence[Difference]) -> None:
@@ -95,6 +88,10 @@ def _reasons(found: JobDifference) -> list[str]:
         f"{each.path} {shown_value(each.path, each.a)} → {shown_value(each.path, each.b)}"
         for each in found.differences
     ]
+
+
+def _row(found: ExplainedValue) -> tuple[str, str, str]:
+    return found.field, shown_value(found.field, found.value), _by(found)
 
 
 def _by(found: ExplainedValue) -> str:
