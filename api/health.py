@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from api.documentation import json_body
 from api.problems import INTERNAL, documented
 from api.services import Services, services_of
-from jobs.store import WorkerStatus
+from jobs.workers import WorkerStatus
 from policies.model import Frozen
 
 router = APIRouter(tags=["health"])
@@ -75,7 +75,7 @@ def look(services: Services) -> Readiness:
     """The state of every part, as it is seen from here."""
     policies = _policies(services)
     try:
-        workers = services.store.workers()
+        workers = services.workers.live()
     except RedisError as error:
         redis = Component(
             ready=False, message=f"Redis cannot be reached or refuses ({type(error).__name__})."

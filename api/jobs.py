@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
-from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from api.admission import admitted, watch
@@ -36,7 +35,6 @@ from policies.violation import Violation, violations
 
 MAX_WAIT = 60.0  # seconds that one request waits: proxies cut what is silent for longer
 LARGE_BODY = 256 * 1024  # bytes; larger ones are parsed one at a time, which bounds the memory that it takes
-FIRST_ATTEMPT = 1
 
 EXAMPLES: dict[str, Any] = {
     "command": {
@@ -181,19 +179,15 @@ def _stored(services: Services, job_id: str, caller: Identity) -> Job | None:
 
 
 def accept(services: Services, body: bytes, caller: Identity) -> JobView:
-    """Store the job that `body` asks for, and let a worker know.
+    """Store the job that `body` asks for; it goes its way by itself.
 
     Raises:
         ProblemError: 422, with everything that is wrong.
     """
     spec = read_spec(body)
-    job = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
-    try:
-        services.queue.publish(job.id, FIRST_ATTEMPT)
-    except OperationalError as error:  # the job is stored, so it is accepted: the reaper publishes it again
-        log.warning("publish_failed", job=job.id, reason=str(error))
-    watch(services, spec, caller.id, job.id)
-    return view(job)
+    accepted = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
+    watch(services, spec, caller.id, accepted.job.id)
+    return view(accepted.job)
 
 
 def read_spec(body: bytes) -> JobSpec:

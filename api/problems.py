@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from kombu.exceptions import OperationalError
 from pydantic import ConfigDict, Field, JsonValue
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
@@ -183,7 +182,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, parameter)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RedisError, redis)
-    app.add_exception_handler(OperationalError, redis)  # the same, said by Celery
 
 
 def _parameter(detail: Any) -> Violation:

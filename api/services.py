@@ -16,10 +16,10 @@ from api.shadow import Shadow
 from api.waiting import FinishedJobs
 from jobs.policy_source import PolicySource
 from jobs.policy_versions import PolicyVersions
-from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import Store, connect
 from jobs.tenant_bounds import TenantBounds
+from jobs.workers import Workers
 from policies.policy import Policy
 from policies.units import MIB
 
@@ -36,7 +36,7 @@ class Services:
     hosts: Hosts
     shadow: Shadow
     store: Store
-    queue: Queue
+    workers: Workers
     authenticator: Authenticator
     bodies: BodyReader
     finished: FinishedJobs
@@ -54,7 +54,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     source = PolicySource(settings.policies)
     bodies = BodyReader(max_body(source.current.policies))
     redis = connect(settings, REDIS_TIMEOUT)
-    queue = Queue(settings)
+    workers = Workers(redis)
     finished = FinishedJobs(settings.redis_py)
     try:
         async with finished.listening():
@@ -65,17 +65,16 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 yield Services(
                     settings=settings,
                     policies=PoliciesInForce(source, TenantBounds(redis), PolicyVersions(redis)),
-                    hosts=Hosts(lambda: ()),
+                    hosts=Hosts(workers.live),
                     shadow=shadow,
                     store=Store(redis),
-                    queue=queue,
+                    workers=workers,
                     authenticator=Authenticator(redis),
                     bodies=bodies,
                     finished=finished,
                     large_bodies=CapacityLimiter(1),
                 )
     finally:
-        queue.close()
         redis.close()
 
 

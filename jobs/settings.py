@@ -6,11 +6,13 @@ The address of Redis may hold a password, so it is in no repr; `Settings.redis_s
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from policies.policy import Name
 
 PREFIX = "STOCKADE_"
 
@@ -41,6 +43,13 @@ def _listen(address: str) -> str:
     return address
 
 
+def _listed(value: Any) -> Any:
+    """Read text as a list of names, each once, in their order."""
+    if not isinstance(value, str):
+        return value
+    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -67,6 +76,9 @@ class Settings(BaseModel):
     policies: Path | None = Field(default=None, description="Directory of further policies (YAML).")
     slots: Annotated[int, Ge(1), Le(240)] = Field(
         default_factory=lambda: 2 * _cores(), description="Sandboxes that one worker runs at a time."
+    )
+    pools: Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        default=("default",), description="The pools whose jobs a worker takes, with commas between."
     )
     lease: Annotated[float, Ge(1), Le(600)] = Field(
         default=12.0,
@@ -106,6 +118,7 @@ class Settings(BaseModel):
         """Return the variables from which `from_env` makes these settings again, for a child process."""
         values = {name: value for name, value in self if value is not None}
         values["image_host"] = "on" if self.image_host else "off"
+        values["pools"] = ",".join(self.pools)
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}
 
     @property

@@ -40,10 +40,8 @@ class Worker:
         policies = Policies(self._policies, PolicyVersions(redis))
         workshop = Workshop(store, policies, settings.launcher, settings.image_host)
         self._stops = Stops()
-        runner = Runner(self.name, workshop, self._stops, self._publish)
-        reaper = Reaper(store, self._publish)
-        self._keeper = Keeper(self.name, settings.slots, settings.launcher, store, self._stops, reaper)
-        register(self.app, runner)
+        self._keeper = Keeper(self.name, settings, store, self._stops, Reaper(store))
+        register(self.app, Runner(self.name, workshop, self._stops))
 
     def run(self) -> int:
         """Work until a signal says to stop (SIGTERM, SIGINT); the exit status of the process."""
@@ -74,9 +72,6 @@ class Worker:
         timer = threading.Timer(self._settings.drain, self._stops.ask_all, [Reason.SHUTDOWN])
         timer.daemon = True
         timer.start()
-
-    def _publish(self, job_id: str, attempt: int) -> None:
-        queue.publish(self.app, job_id, attempt)
 
 
 def register(app: Celery, runner: Runner) -> None:

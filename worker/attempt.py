@@ -12,10 +12,11 @@ from jobs.job import Attempt, JobResult
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
+from jobs.workers import HostFacts
 from policies.admission import AdmittedStep
 from policies.policy import Policy
 from worker import memfile
-from worker.admission import Policies, admitted_again
+from worker.admission import Policies, admitted_again, demand_floor
 from worker.artifacts import collect
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
@@ -67,6 +68,7 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     results: list[StepResult] = []
     try:
         with _session(workshop.launcher, stop) as session:
+            _demand_floor(policy, session)
             for step in steps:
                 ended = _run(session, step, policy, attempt.job.spec, stop)
                 results.append(result_of(step, ended))
@@ -74,17 +76,28 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
                     break
             outcome = results[-1].outcome
             if outcome.kind is OutcomeKind.CANCELLED:
-                return JobResult(outcome=outcome, steps=tuple(results))
+                return _stopped(stop, results, len(steps))
             artifacts, errors = collect(session, attempt, policy, workshop.store)
             return JobResult(
                 outcome=outcome, steps=tuple(results), artifacts=artifacts, artifact_errors=errors
             )
     except StoppedError as stopped:
-        if stopped.reason is not Reason.CANCELLED:
+        if stopped.reason.ours:
             raise
-        message = f"It was cancelled after {len(results)} of its {len(steps)} steps."
-        between = Outcome(kind=OutcomeKind.CANCELLED, message=message)
-        return JobResult(outcome=between, steps=tuple(results))
+        return _stopped(stop, results, len(steps))
+
+
+def _stopped(stop: Stop, results: list[StepResult], steps: int) -> JobResult:
+    """The end of a job that was cancelled, or whose deadline came, while it ran or between two steps."""
+    late = stop.reason is Reason.DEADLINE
+    kind = OutcomeKind.DEADLINE_EXCEEDED if late else OutcomeKind.CANCELLED
+    why = "Its deadline came" if late else "It was cancelled"
+    if results and results[-1].outcome.kind is OutcomeKind.CANCELLED:
+        outcome = results[-1].outcome.model_copy(update={"kind": kind, "message": f"{why} while it ran."})
+        results = [*results[:-1], results[-1].model_copy(update={"outcome": outcome})]
+    else:
+        outcome = Outcome(kind=kind, message=f"{why} after {len(results)} of its {steps} steps.")
+    return JobResult(outcome=outcome, steps=tuple(results))
 
 
 def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planned]]:
@@ -93,6 +106,13 @@ def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planne
     pairs = zip(attempt.job.spec.sequence, admission.steps, strict=True)
     count = len(admission.steps)
     return policy, [Planned(*pair, first=n == 0, last=n == count - 1) for n, pair in enumerate(pairs)]
+
+
+def _demand_floor(policy: Policy, session: Session) -> None:
+    """See that this host stands on the policy's isolation floor; the launcher knows its host."""
+    if policy.isolation.asks_of_hosts:
+        about = session.about(LAUNCHER_PATIENCE)
+        demand_floor(policy, HostFacts(cgroup=about["cgroup"], kernel=about["kernel"]))
 
 
 def _session(launcher: Path, stop: Stop) -> Session:

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from jobs.job import Attempt, JobResult
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.store import Failure
+from jobs.usage import charge_of
 from worker.admission import NotAdmittedError
 from worker.attempt import Workshop, run_attempt
 from worker.sandbox.errors import SandboxError
@@ -22,20 +23,17 @@ PAUSE_MOST = 1.0
 RETRY_PAUSE = 0.25
 """Seconds to wait, times the number of the attempt, before a failed one is given back: a fault may pass."""
 
-Publish = Callable[[str, int], None]
-
 log = structlog.get_logger(__name__)
 
 
 class Runner:
     """Runs the attempts that are delivered to one worker. Safe for threads: each delivery has its own."""
 
-    def __init__(self, name: str, workshop: Workshop, stops: Stops, publish: Publish) -> None:
+    def __init__(self, name: str, workshop: Workshop, stops: Stops) -> None:
         self._name = name
         self._workshop = workshop
         self._store = workshop.store
         self._stops = stops
-        self._publish = publish
 
     def run(self, job_id: str, number: int) -> None:
         """Run the attempt of this number of a job, unless it is not to be run (any more). Raises nothing."""
@@ -49,7 +47,7 @@ class Runner:
             try:
                 attempt = stop.attempt = self._store.claim(job_id, number, self._name)
             except RedisError as error:
-                log.warning("claim_failed", error=str(error))  # the reaper publishes it again
+                log.warning("claim_failed", error=str(error))  # the sweep publishes it again
                 return
             if attempt is None:
                 log.info("not_to_be_run")
@@ -80,9 +78,10 @@ class Runner:
     def _finish(self, attempt: Attempt, result: JobResult) -> bool:
         """Store the result, and wait for a Redis that is away; its lease says whether it is still wanted."""
         deadline, pause = time.monotonic() + FINISH_PATIENCE, 0.05
+        charge = charge_of(result, attempt.job.admission)
         while True:
             try:
-                return self._store.finish(attempt, result)
+                return self._store.finish(attempt, result, charge)
             except RedisError as error:
                 if time.monotonic() > deadline:
                     raise
@@ -95,18 +94,16 @@ class Runner:
         log.error("attempt_failed", error=str(error), exc_info=None if known else error)
         time.sleep(RETRY_PAUSE * attempt.number)
         message = f"The sandbox failed: {error}." if known else "The worker failed; its log has the reason."
-        self._end(lambda: self._store.fail_attempt(attempt, OutcomeKind.SANDBOX_ERROR, message), attempt)
+        self._end(lambda: self._store.fail_attempt(attempt, OutcomeKind.SANDBOX_ERROR, message))
 
     def _give_back(self, attempt: Attempt) -> None:
-        self._end(lambda: self._store.release(attempt), attempt)
+        self._end(lambda: self._store.give_back(attempt))
 
-    def _end(self, end: Callable[[], Failure], attempt: Attempt) -> None:
-        """End a failed attempt and publish the next. Where that does not succeed, the reaper will."""
+    def _end(self, end: Callable[[], Failure]) -> None:
+        """End a failed attempt, which publishes the next. Where that does not succeed, the lease ends."""
         try:
-            failure = end()
-            if failure.next_attempt is not None:
-                self._publish(attempt.job.id, failure.next_attempt)
-        except Exception as error:
+            end()
+        except RedisError as error:
             log.warning("left_to_the_reaper", error=str(error))
 
 

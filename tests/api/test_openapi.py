@@ -17,6 +17,8 @@ from jobs.job import Tenant
 from jobs.keys import Scope
 from jobs.outcome import ArtifactError, Output
 from jobs.spec import JobSpec
+from jobs.workers import Workers
+from tests.dispatch import worker_status
 
 JSON = {"Content-Type": "application/json"}
 TRUE = {"command": ["true"]}
@@ -128,7 +130,7 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     """Every success there is, with jobs in every state."""
     client.get("/healthz")
     client.get("/readyz")
-    store.heartbeat("w", slots=1, running=0, launcher=None)
+    Workers(store.redis).heartbeat(worker_status("w"))
     client.get("/readyz")
     client.get("/v1/policies")
     client.get("/v1/policies/default")
@@ -199,7 +201,7 @@ def provoke_failures(client: httpx.Client, served: Any, monkeypatch: pytest.Monk
         monkeypatch.setattr(services.authenticator, "identity", fail(error))
         for method, address in ADDRESSES:
             client.request(method, address)
-    monkeypatch.setattr(services.store, "workers", fail(RuntimeError("a bug")))
+    monkeypatch.setattr(services.workers, "live", fail(RuntimeError("a bug")))
     client.get("/readyz")
 
 

@@ -55,7 +55,7 @@ def test_the_loaded_policies_cannot_be_changed() -> None:
         (TEXT.replace("pids: 64", "pids: -1"), "defaults.pids: must be at least 1"),
         (
             TEXT.replace("pids: 64", "pids: 64\n  pids: 65"),
-            "default.yaml:9: defaults.pids: stands twice; first in line 8",
+            "default.yaml:10: defaults.pids: stands twice; first in line 9",
         ),
         (TEXT + "privileged: true\n", "privileged: is not a field"),
         (TEXT.replace("user: 0\n", ""), "user: must be given"),

@@ -17,13 +17,14 @@ from redis import Redis
 from jobs.job import Attempt, Job
 from jobs.policy_source import PolicySource
 from jobs.policy_versions import PolicyVersions
-from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import Store, connect
+from jobs.workers import Workers as WorkersOf
 from policies.admission import admit
 from policies.loader import load_policies
 from policies.policy import Policy
+from tests.dispatch import open_window
 from tests.worker.fake_launcher import FakeLauncher
 from worker.admission import Policies
 from worker.attempt import Workshop
@@ -79,11 +80,11 @@ def workshop(store: Store, settings: Settings) -> Workshop:
 
 @pytest.fixture
 def submit(store: Store) -> Submit:
-    """Puts a job into the store, without publishing it."""
+    """Puts a job into the store; it is released when there is room."""
 
     def put(policy: Policy | None = None, /, **body: Any) -> Job:
         spec = JobSpec.model_validate_json(json.dumps(body))
-        return store.create(spec, admit(spec, policy or load_policies()[spec.policy]), "tenant_a")
+        return store.create(spec, admit(spec, policy or load_policies()[spec.policy]), "tenant_a").job
 
     return put
 
@@ -91,6 +92,7 @@ def submit(store: Store) -> Submit:
 @pytest.fixture
 def claim(store: Store, submit: Submit) -> Claim:
     """Puts a job into the store and claims its first attempt."""
+    open_window(store.redis)
 
     def put(policy: Policy | None = None, /, **body: Any) -> Attempt:
         attempt = store.claim(submit(policy, **body).id, 1, "w1")
@@ -98,14 +100,6 @@ def claim(store: Store, submit: Submit) -> Claim:
         return attempt
 
     return put
-
-
-@pytest.fixture
-def queue(settings: Settings) -> Iterator[Queue]:
-    """The publishing side of the queue."""
-    sender = Queue(settings)
-    yield sender
-    sender.close()
 
 
 class Workers:
@@ -119,10 +113,10 @@ class Workers:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start one and wait until it has said that it lives."""
-        before = {worker.name for worker in self._store.workers()}
+        before = {worker.name for worker in WorkersOf(self._store.redis).live()}
         process = self.launch()
         deadline = time.monotonic() + 30
-        while not {worker.name for worker in self._store.workers()} - before:
+        while not {worker.name for worker in WorkersOf(self._store.redis).live()} - before:
             assert process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)

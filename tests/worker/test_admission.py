@@ -182,6 +182,22 @@ def test_the_policys_environment_is_under_the_steps_own(
     assert result.steps[0].stdout.text == "de_DE request p /work\n"
 
 
+def test_a_host_below_the_floor_runs_nothing(
+    workshop: Workshop, claim: Claim, launcher: FakeLauncher, store: Store
+) -> None:
+    """The launcher says what its host is: below the policy's floor the job is refused, on it the job runs."""
+    for kernel, runs in (("6.1", True), ("6.2", False)):
+        floor = {"cgroup": "v2", "kernel": kernel, "image": "any"}
+        policy = Policy.model_validate(DEFAULT.model_dump() | {"isolation": floor})
+        PolicyVersions(store.redis).publish(policy)
+        attempt = claim(policy, command=["true"])
+        if runs:
+            assert run_attempt(attempt, workshop, Stop()).outcome.succeeded
+            launcher.plans.clear()
+        else:
+            assert "isolation.kernel must be 6.2 and is 6.1.0" in refusal(attempt, workshop, launcher)
+
+
 def test_a_host_below_the_floor_is_told_with_everything_that_is_missing() -> None:
     """cgroup version and kernel are compared as numbers; what is not known is not enough."""
     floor = {"cgroup": "v2", "kernel": "6.10", "image": "any"}

@@ -67,6 +67,19 @@ class Session:
         """Kill the running step; its answer tells ``reason`` (``output`` or ``cancelled``)."""
         self._send(wire.encode({"op": "kill", "reason": reason}))
 
+    def about(self, timeout: float) -> dict[str, Any]:
+        """What the launcher's host offers: ``cgroup`` (v1 or v2), ``kernel`` (its release), ``images``.
+
+        timeout: seconds after which a launcher that does not answer counts as gone.
+        """
+        self._socket.settimeout(timeout)
+        self._send(wire.encode({"op": "about"}))
+        answer = self.receive()
+        self._socket.settimeout(None)
+        if answer["op"] != "about":
+            raise SandboxError("launcher", 0, "about", "it is of another version")
+        return answer
+
     def receive(self) -> dict[str, Any]:
         """The next answer: ``ended``, or ``failed`` as a ``SandboxError``'s fields. Blocks until it is there."""
         message, fds = self._receive()

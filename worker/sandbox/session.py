@@ -73,8 +73,11 @@ class Session:
                     self._doomed = reason
             case "collect":
                 self._collect(message)
+            case "about":
+                self._must_be_idle()
+                self._send({"op": "about", **self._launcher.about})
             case other:
-                raise SandboxError("message", subject=f"op {other!r}", hint="run, kill or collect")
+                raise SandboxError("message", subject=f"op {other!r}", hint="run, kill, collect or about")
 
     def _run(self, message: dict[str, Any], fds: list[int]) -> None:
         launcher = self._launcher
