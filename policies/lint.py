@@ -14,12 +14,17 @@ _NOT_CONTENT = frozenset({"name", "description", "version"})
 def lint(found: PolicySet) -> list[Finding]:
     """Return what is odd in the operator's own documents, in the order of files and lines."""
     own = [each for each in found.resolved.values() if not _builtin(each)]
-    warnings = [*_out_of_reach(own, found), *_wide_open(own), *_identical(found)]
+    told = {*_out_of_reach(own, found), *_wide_open(own), *_identical(found)}
+    warnings = [each for each in told if not _of_ours(each.file)]
     return sorted(warnings, key=lambda each: (each.file, each.line, each.path))
 
 
 def _builtin(resolved: Resolved) -> bool:
-    return resolved.chain[-1].marked.file.startswith(f"{BUILTIN}/")
+    return _of_ours(resolved.chain[-1].marked.file)
+
+
+def _of_ours(file: str) -> bool:
+    return file.startswith(f"{BUILTIN}/")
 
 
 def _out_of_reach(own: list[Resolved], found: PolicySet) -> Iterator[Finding]:
@@ -32,6 +37,10 @@ def _out_of_reach(own: list[Resolved], found: PolicySet) -> Iterator[Finding]:
             yield resolved.finding("name", "the platform does not let this policy be used")
             continue
         for path in narrow.clamped:
+            if path.startswith(
+                "isolation."
+            ):  # a floor that is raised takes nothing from what the policy says
+                continue
             wanted, left = _at(policy, path), _at(narrow.policy, path)
             yield resolved.finding(path, f"{wanted} is out of reach: the platform leaves {left or 'nothing'}")
 

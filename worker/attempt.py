@@ -68,7 +68,7 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     results: list[StepResult] = []
     try:
         with _session(workshop.launcher, stop) as session:
-            _demand_floor(policy, session)
+            stand_on_floor(policy, session)
             for step in steps:
                 ended = _run(session, step, policy, attempt.job.spec, stop)
                 results.append(result_of(step, ended))
@@ -108,7 +108,7 @@ def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planne
     return policy, [Planned(*pair, first=n == 0, last=n == count - 1) for n, pair in enumerate(pairs)]
 
 
-def _demand_floor(policy: Policy, session: Session) -> None:
+def stand_on_floor(policy: Policy, session: Session) -> None:
     """See that this host stands on the policy's isolation floor; the launcher knows its host."""
     if policy.isolation.asks_of_hosts:
         about = session.about(LAUNCHER_PATIENCE)
