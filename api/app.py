@@ -13,6 +13,7 @@ from api import (
     audit,
     documentation,
     events,
+    explain,
     health,
     jobs,
     keys,
@@ -41,6 +42,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.usage import UsageReport
 from jobs.webhooks import Webhook
+from policies.explain import Explanation
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
@@ -49,6 +51,7 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
+    (Explanation, "serialization"),
     (KeyRequest, "validation"),
     (Key, "serialization"),
     (NewKey, "serialization"),
@@ -102,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(AccessLog)
     problems.install(app)
     for routes in (
-        *(jobs, events, outputs, artifacts, policies),
+        *(jobs, explain, events, outputs, artifacts, policies),
         *(keys, webhooks, quota, usage, audit, health),
     ):
         app.include_router(routes.router)

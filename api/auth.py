@@ -97,11 +97,13 @@ Caller = Annotated[Identity, Depends(_authenticated)]
 """A route parameter of this type makes the route ask for an API key, and is who it speaks for."""
 
 
-def _with_scope(scope: Scope) -> Callable[[Identity], Awaitable[Identity]]:
+def _with_scope(*scopes: Scope) -> Callable[[Identity], Awaitable[Identity]]:
+    """A dependency that takes keys with any of these scopes."""
+
     async def demanded(caller: Caller) -> Identity:
-        if scope not in caller.scopes:
-            challenge = f'Bearer realm="stockade", error="insufficient_scope", scope="{scope}"'
-            detail = f"This API key lacks the scope `{scope}`."
+        if caller.scopes.isdisjoint(scopes):
+            challenge = f'Bearer realm="stockade", error="insufficient_scope", scope="{" ".join(scopes)}"'
+            detail = f"This API key lacks the scope {' or '.join(f'`{scope}`' for scope in scopes)}."
             raise ProblemError(FORBIDDEN, detail, headers={"WWW-Authenticate": challenge})
         return caller
 
@@ -112,5 +114,7 @@ Reader = Annotated[Identity, Depends(_with_scope(Scope.READ))]
 """A `Caller` whose key has the scope `read`; others get 403."""
 Submitter = Annotated[Identity, Depends(_with_scope(Scope.SUBMIT))]
 """A `Caller` whose key has the scope `submit`; others get 403."""
+ReaderOrSubmitter = Annotated[Identity, Depends(_with_scope(Scope.READ, Scope.SUBMIT))]
+"""A `Caller` whose key has the scope `read` or `submit`; others get 403."""
 Admin = Annotated[Identity, Depends(_with_scope(Scope.ADMIN))]
 """A `Caller` whose key has the scope `admin`; others get 403."""

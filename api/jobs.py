@@ -8,6 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import ValidationError
 
+from api.admission import admitted, watch
 from api.auth import Identity, Reader, Submitter
 from api.body import parse
 from api.documentation import json_body
@@ -31,8 +32,7 @@ from api.services import Services, services_of
 from jobs.job import Job
 from jobs.metrics import metrics
 from jobs.spec import JobSpec
-from policies.admission import Admission, AdmissionError, admit
-from policies.violation import Violation, shown, violations
+from policies.violation import Violation, violations
 
 MAX_WAIT = 60.0  # seconds that one request waits: proxies cut what is silent for longer
 LARGE_BODY = 256 * 1024  # bytes; larger ones are parsed one at a time, which bounds the memory that it takes
@@ -187,8 +187,9 @@ def accept(services: Services, body: bytes, caller: Identity) -> JobView:
     """
     with services.refusals.noted(caller):
         spec = read_spec(body)
-        accepted = services.store.create(spec, admission(services, spec), caller.id)
+        accepted = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
     metrics.count("jobs_submitted_total", result="admitted")
+    watch(services, spec, caller.id, accepted.job.id)
     return view(accepted.job)
 
 
@@ -207,23 +208,6 @@ def _as_written(found: Violation, document: object) -> Violation:
     if not short or not found.field.startswith("command.argv"):
         return found
     return found.model_copy(update={"field": "command" + found.field.removeprefix("command.argv")})
-
-
-def admission(services: Services, spec: JobSpec) -> Admission:
-    """What the policy that `spec` names decides about it."""
-    policy = services.policies.get(spec.policy)
-    if policy is None:
-        unknown = Violation(
-            field="policy",
-            got=shown(spec.policy),
-            allowed=list(services.policies),
-            message="there is no such policy",
-        )
-        raise invalid((unknown,), NOT_ADMITTED)
-    try:
-        return admit(spec, policy, host_image=services.settings.image_host)
-    except AdmissionError as error:
-        raise invalid(error.violations, NOT_ADMITTED) from None
 
 
 async def _wait(

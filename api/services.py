@@ -12,17 +12,22 @@ from api.auth import Authenticator
 from api.body import BodyReader
 from api.delivery import Dispatcher
 from api.egress import Egress
+from api.hosts import Hosts
 from api.live import LiveJobs
 from api.metrics import flushing
+from api.policies_in_force import PoliciesInForce
 from api.refusals import Refusals
+from api.shadow import Shadow
 from api.waiting import FinishedJobs
 from jobs.deliveries import Deliveries
 from jobs.live import LiveOutput
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
 from jobs.settings import Settings
 from jobs.store import Store, connect
+from jobs.tenant_bounds import TenantBounds
 from jobs.webhooks import Webhooks
 from jobs.workers import Workers
-from policies.loader import load_policies
 from policies.policy import Policy
 from policies.units import MIB
 
@@ -35,7 +40,9 @@ class Services:
     """Everything that outlives a request."""
 
     settings: Settings
-    policies: Mapping[str, Policy]
+    policies: PoliciesInForce
+    hosts: Hosts
+    shadow: Shadow
     store: Store
     workers: Workers
     authenticator: Authenticator
@@ -58,8 +65,10 @@ def max_body(policies: Mapping[str, Policy]) -> int:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Services]:
     """The services of one application, for as long as it runs."""
-    policies = load_policies(settings.policies)
+    source = PolicySource(settings.policies)
+    bodies = BodyReader(max_body(source.current.policies))
     redis = connect(settings, REDIS_TIMEOUT)
+    workers = Workers(redis)
     finished, live = FinishedJobs(settings.redis_py), LiveJobs(settings.redis_py)
     deliveries = Deliveries(redis)
     dispatcher = Dispatcher(settings.redis_py, redis, deliveries, Egress(settings.webhook_networks))
@@ -70,22 +79,28 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             dispatcher.dispatching(),
             flushing(redis),
         ):
-            yield Services(
-                settings=settings,
-                policies=policies,
-                store=Store(redis),
-                workers=Workers(redis),
-                authenticator=Authenticator(redis),
-                bodies=BodyReader(max_body(policies)),
-                finished=finished,
-                live=live,
-                live_output=LiveOutput(redis),
-                large_bodies=CapacityLimiter(1),
-                refusals=Refusals(redis),
-                webhooks=Webhooks(redis),
-                deliveries=deliveries,
-                dispatcher=dispatcher,
-            )
+            with (
+                source.watched(lambda found: bodies.take(max_body(found.policies))),
+                Shadow(redis, settings.image_host).watching() as shadow,
+            ):
+                yield Services(
+                    settings=settings,
+                    policies=PoliciesInForce(source, TenantBounds(redis), PolicyVersions(redis)),
+                    hosts=Hosts(workers.live),
+                    shadow=shadow,
+                    store=Store(redis),
+                    workers=workers,
+                    authenticator=Authenticator(redis),
+                    bodies=bodies,
+                    finished=finished,
+                    live=live,
+                    live_output=LiveOutput(redis),
+                    large_bodies=CapacityLimiter(1),
+                    refusals=Refusals(redis),
+                    webhooks=Webhooks(redis),
+                    deliveries=deliveries,
+                    dispatcher=dispatcher,
+                )
     finally:
         redis.close()
 

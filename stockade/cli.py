@@ -13,6 +13,7 @@ _COMMANDS = {
     "key": "stockade.keys",
     "usage": "stockade.usage_command",
     "audit": "stockade.audit_command",
+    "policy": "stockade.policy_command",
 }
 
 

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from jobs.eviction import EvictionError, require_no_eviction
 from jobs.settings import Settings, SettingsError
 from jobs.store import connect
-from policies.loader import PolicyError
+from policies.finding import PolicyError
 from worker.app import Worker, configure_logging
 
 

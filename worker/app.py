@@ -13,9 +13,11 @@ from celery import Celery, signals
 
 from jobs import broker, queue
 from jobs.live import LiveOutput
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
 from jobs.settings import Settings
 from jobs.store import Store, connect
-from policies.loader import load_policies
+from worker.admission import Policies
 from worker.attempt import Workshop
 from worker.keeper import Keeper
 from worker.live import PATIENCE, Live
@@ -30,12 +32,14 @@ class Worker:
     """One worker process, from start to stop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises policies.loader.PolicyError when a policy cannot be read."""
+        """Raises policies.finding.PolicyError when a policy cannot be read."""
         self._settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.app = queue.celery_app(settings)
-        store = Store(connect(settings), lease=settings.lease)
-        policies = load_policies(settings.policies)
+        redis = connect(settings)
+        store = Store(redis, lease=settings.lease)
+        self._policies = PolicySource(settings.policies)
+        policies = Policies(self._policies, PolicyVersions(redis))
         self._live = Live()
         workshop = Workshop(store, policies, settings.launcher, settings.image_host, self._live)
         self._stops = Stops()
@@ -59,7 +63,8 @@ class Worker:
         self._live.start(LiveOutput(connect(self._settings, PATIENCE)))
         log.info("working", worker=self.name, slots=self._settings.slots, redis=self._settings.redis_shown)
         try:
-            consumer.start()
+            with self._policies.watched():
+                consumer.start()
         finally:
             self._live.stop()
             self._keeper.stop()

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,11 @@ from jobs.metrics import metrics
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
-from policies.admission import AdmissionError, AdmittedStep, admit
+from jobs.workers import HostFacts
+from policies.admission import AdmittedStep
 from policies.policy import Policy
 from worker import memfile
+from worker.admission import Policies, admitted_again, demand_floor
 from worker.artifacts import collect
 from worker.live import Broadcast, Live
 from worker.outcome import outcome_of, output_passed
@@ -36,16 +38,12 @@ LAUNCHER_PATIENCE = 10.0
 """Seconds to wait for a launcher that does not answer: one that is restarted."""
 
 
-class NotAdmittedError(Exception):
-    """The policy no longer lets the job in; trying again would not help."""
-
-
 @dataclass(frozen=True)
 class Workshop:
     """What attempts are made with: the store, the policies, this machine's launcher, and who watches."""
 
     store: Store
-    policies: Mapping[str, Policy]
+    policies: Policies
     launcher: Path
     image_host: bool = True
     live: Live = field(default_factory=Live)
@@ -65,7 +63,7 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     """Run the job's steps and say how it went.
 
     Raises:
-        NotAdmittedError: the policy of this worker does not allow the job.
+        worker.admission.NotAdmittedError: this worker does not let the job in.
         SandboxError: a sandbox failed, which says nothing about the job.
         StoppedError: the attempt is to stop, for a reason of ours.
         redis.RedisError: artifacts could not be stored.
@@ -75,6 +73,7 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     results: list[StepResult] = []
     try:
         with _session(workshop.launcher, stop) as session, workshop.live.of(attempt) as broadcast:
+            stand_on_floor(policy, session)
             for step in steps:
                 ended = _run(session, step, policy, attempt.job.spec, stop, broadcast)
                 results.append(result_of(step, ended))
@@ -111,17 +110,17 @@ def _stopped(stop: Stop, results: list[StepResult], steps: int) -> JobResult:
 
 def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planned]]:
     """The policy and the limits in force: the worker asks again, and trusts nothing that it was sent."""
-    name = attempt.job.spec.policy
-    policy = workshop.policies.get(name)
-    if policy is None:
-        raise NotAdmittedError(f"This worker has no policy {name}.")
-    try:
-        admission = admit(attempt.job.spec, policy, host_image=workshop.image_host)
-    except AdmissionError as error:
-        raise NotAdmittedError(f"The policy {name} no longer allows this job: {error}.") from error
+    policy, admission = admitted_again(attempt.job, workshop.policies, workshop.image_host)
     pairs = zip(attempt.job.spec.sequence, admission.steps, strict=True)
     count = len(admission.steps)
     return policy, [Planned(*pair, index=n, last=n == count - 1) for n, pair in enumerate(pairs)]
+
+
+def stand_on_floor(policy: Policy, session: Session) -> None:
+    """See that this host stands on the policy's isolation floor; the launcher knows its host."""
+    if policy.isolation.asks_of_hosts:
+        about = session.about(LAUNCHER_PATIENCE)
+        demand_floor(policy, HostFacts(cgroup=about["cgroup"], kernel=about["kernel"]))
 
 
 def _session(launcher: Path, stop: Stop) -> Session:
@@ -175,11 +174,11 @@ def plan_of(step: Planned, image: str, policy: Policy) -> dict[str, Any]:
     return {
         "image": image,
         "argv": list(step.asked.argv),
-        "env": ENVIRONMENT | step.asked.env,
+        "env": ENVIRONMENT | policy.environment | step.asked.env,
         "cwd": step.asked.cwd,
         "user": policy.user,
         "hostname": HOSTNAME,
-        "syscalls": policy.syscalls,
+        "syscalls": str(policy.syscalls),
         "capabilities": [str(capability) for capability in policy.capabilities],
         "limits": step.admitted.limits.model_dump(exclude={"output"}),
         "keep": not step.last,

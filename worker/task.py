@@ -10,7 +10,8 @@ from jobs.job import Attempt, JobResult
 from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.store import Failure
-from worker.attempt import NotAdmittedError, Workshop, run_attempt
+from worker.admission import NotAdmittedError
+from worker.attempt import Workshop, run_attempt
 from worker.sandbox.errors import SandboxError
 from worker.stop import Reason, Stop, StoppedError, Stops
 

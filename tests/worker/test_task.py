@@ -10,6 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from jobs.job import ATTEMPTS_MAX, JobState
 from jobs.outcome import OutcomeKind
 from jobs.store import Store
+from policies.loader import load_policies
 from tests.dispatch import open_window, published
 from tests.worker.conftest import Submit, until
 from tests.worker.fake_launcher import FakeLauncher
@@ -120,13 +121,14 @@ def test_job_that_its_policy_no_longer_allows_is_not_tried_again(
 ) -> None:
     """A refusal by the worker's policy ends the job at once: another attempt would end the same."""
     open_window(store.redis)
-    job = submit(command=["true"])
-    run_all(Runner("w1", Workshop(store, {}, workshop.launcher), Stops()), store)
+    lost = load_policies()["default"].model_copy(update={"version": "of nobody"})
+    job = submit(lost, command=["true"])
+    run_all(Runner("w1", workshop, Stops()), store)
     ended = store.get(job.id)
     assert ended is not None
     assert ended.result is not None
     assert ended.result.outcome.kind is OutcomeKind.SANDBOX_ERROR
-    assert "no policy default" in ended.result.outcome.message
+    assert "knows no policy" in ended.result.outcome.message
     assert ended.attempt == 1
 
 

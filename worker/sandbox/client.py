@@ -75,6 +75,7 @@ class Session:
         self._socket.settimeout(timeout)
         self._send(wire.encode({"op": "about"}))
         answer = self.receive()
+        self._socket.settimeout(None)
         if answer["op"] != "about":
             raise SandboxError("launcher", 0, "about", "it is of another version")
         return answer
