@@ -12,7 +12,6 @@ from api.admission import admitted, watch
 from api.auth import Identity, Reader, Submitter
 from api.body import parse
 from api.documentation import json_body
-from api.job_view import JobView, view
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -30,6 +29,7 @@ from api.problems import (
 )
 from api.services import Services, services_of
 from jobs.job import Job
+from jobs.job_view import JobView, view
 from jobs.metrics import metrics
 from jobs.spec import JobSpec
 from policies.violation import Violation, violations

@@ -37,6 +37,15 @@ class JobView(Frozen):
         return self.state is JobState.FINISHED
 
 
+class ArtifactList(Frozen):
+    """What became of the files that a job's `outputs` name."""
+
+    artifacts: tuple[Artifact, ...] = Field(description="The files that were collected.")
+    artifact_errors: tuple[ArtifactError, ...] = Field(
+        description="Those that matched and were not collected."
+    )
+
+
 def view(job: Job) -> JobView:
     """The job as its owner sees it. It does not hold on to the job's files, which may be many megabytes."""
     result = job.result
