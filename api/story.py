@@ -13,10 +13,10 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 from jobs.job import Job, JobResult, JobState
-from jobs.job_event import EVENTS, Data, FinishedEvent, GapEvent, OutputEvent, StateEvent, Stream
+from jobs.job_event import EVENTS, Data, Event, FinishedEvent, GapEvent, OutputEvent, StateEvent, Stream
 from jobs.live import PIECE, Piece, Progress
 from jobs.outcome import Output
 
@@ -66,14 +66,6 @@ class Cursor:
     def rank(self) -> tuple[int, int]:
         """Grows with every state that a job goes through."""
         return self.attempt, _ORDER.index(self.phase)
-
-
-class Event(NamedTuple):
-    """One event: its name, its id, and its data."""
-
-    name: str
-    id: str
-    data: Data
 
 
 @dataclass

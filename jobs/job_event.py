@@ -1,12 +1,13 @@
 """Events of one job, as its owner hears them: server-sent events, each a name and data (docs/live-output.md)."""
 
+from binascii import a2b_base64
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import AwareDatetime, Field
 
 from jobs.job import JobState
-from jobs.outcome import Outcome
+from jobs.outcome import Bytes, Outcome
 from policies.model import Frozen
 
 
@@ -41,6 +42,11 @@ class OutputEvent(Frozen):
         json_schema_extra={"contentEncoding": "base64"},
     )
 
+    @property
+    def data(self) -> Bytes:
+        """The part itself."""
+        return a2b_base64(self.base64) if self.base64 is not None else (self.text or "").encode()
+
 
 class GapEvent(Frozen):
     """A part of what a step wrote that was not kept."""
@@ -69,3 +75,11 @@ EVENTS: dict[str, type[Data]] = {
     "finished": FinishedEvent,
 }
 """The events by name, with the form of their data."""
+
+
+class Event(NamedTuple):
+    """One event: its name, its id, and its data."""
+
+    name: str
+    id: str
+    data: Data

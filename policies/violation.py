@@ -36,6 +36,12 @@ def rule_of(violation: Violation) -> str:
     return _step.sub("", violation.field)
 
 
+def sentence(violation: Violation) -> str:
+    """Return the violation in one line for people: where, what, what it got and what is allowed."""
+    allowed = "" if violation.allowed is None else f"; allowed: {violation.allowed}"
+    return f"{violation.field or 'the body'}: {violation.message} (got {violation.got!r}{allowed})"
+
+
 def field_path(location: Sequence[str | int]) -> str:
     """Return `location`, as pydantic gives it, as a path: `("steps", 0, "argv")` is "steps[0].argv".
 
