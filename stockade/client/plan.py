@@ -1,7 +1,7 @@
 """Plans: the conversations that are more than one request and its answer."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO, TypeVar
 
@@ -128,10 +128,11 @@ def followed(job_id: str, after: str | None, patience: Patience) -> Giving[Event
         failure: StockadeError = Unreachable(f"the stream of events of job {job_id} ends before its end")
         try:
             while (chunk := (yield from next_bytes())) is not None:
-                for event in _events(decoder.feed(chunk)):
-                    last, failures = event.id or last, 0
-                    yield Give(event)
-                    if event.name == "finished":
+                for message in decoder.feed(chunk):
+                    last, failures = message.id or last, 0
+                    if message.name in EVENTS:  # a newer service may have others
+                        yield Give(_event(message))
+                    if message.name == "finished":
                         return
         except httpx.RequestError as error:
             failure = unreachable(error)
@@ -147,13 +148,10 @@ def followed(job_id: str, after: str | None, patience: Patience) -> Giving[Event
         yield Sleep(delay)
 
 
-def _events(messages: list[Message]) -> Iterator[Event]:
-    """The events of names that this version knows."""
-    for name, event_id, data in messages:
-        if name not in EVENTS:
-            continue
-        try:
-            yield Event(name, event_id, EVENTS[name].model_validate_json(data, extra="ignore"))
-        except ValidationError as error:
-            reason = error.errors(include_url=False, include_input=False)[0]["msg"]
-            raise UnexpectedAnswer(f"an event {name!r} that is none: {reason}") from None
+def _event(message: Message) -> Event:
+    name, event_id, data = message
+    try:
+        return Event(name, event_id, EVENTS[name].model_validate_json(data, extra="ignore"))
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise UnexpectedAnswer(f"an event {name!r} that is none: {reason}") from None
