@@ -305,7 +305,13 @@ class Store:
     def delete(self, job_id: str, project: str, *, actor: str = "service") -> bool | None:
         """Delete the project's finished job with all that is kept of it.
 
-        `actor`: who asks, for the audit log. Returns True when it is gone, False when it has not finished, None when the project has no such job.
+        Args:
+            job_id: the job.
+            project: id of the tenant.
+            actor: who asks, for the audit log.
+
+        Returns:
+            True when it is gone, False when it has not finished, None when the project has no such job.
         """
         answer = self._run["delete"]([], [job_id, project, actor])
         return {1: True, -1: False}.get(int(answer))
