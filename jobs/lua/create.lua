@@ -26,24 +26,34 @@ if before then return with_rate(before, project, now) end
 local budget, level, limit, used, wait = refused(project, now)
 if budget then return with_rate({'over', budget, level, exact(limit), exact(used), wait}, project, now) end
 
-local starts_by = now + ARGV[8]
-local due = ARGV[9] == '' and starts_by or math.min(starts_by, tonumber(ARGV[9]))
-redis.call('HSET', KEYS[1], 'tenant', project, 'state', 'queued', 'attempt', 0, 'spec', ARGV[3], 'admission', ARGV[4],
-  'retention', ARGV[5], 'created', whole(now), 'pool', pool, 'starts_by', whole(starts_by), 'labels', ARGV[10],
-  'policy', ARGV[11])
-if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'ends_by', ARGV[9]) end
-if KEYS[2] then
-  redis.call('HSET', KEYS[1], 'idempotency', KEYS[2])
-  redis.call('HSET', KEYS[2], 'job', id, 'body', ARGV[12])
+local function enter()
+  local starts_by = now + ARGV[8]
+  local due = ARGV[9] == '' and starts_by or math.min(starts_by, tonumber(ARGV[9]))
+  redis.call('HSET', KEYS[1], 'tenant', project, 'state', 'queued', 'attempt', 0, 'spec', ARGV[3], 'admission', ARGV[4],
+    'retention', ARGV[5], 'created', whole(now), 'pool', pool, 'starts_by', whole(starts_by), 'labels', ARGV[10],
+    'policy', ARGV[11])
+  if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'ends_by', ARGV[9]) end
+  if KEYS[2] then
+    redis.call('HSET', KEYS[1], 'idempotency', KEYS[2])
+    redis.call('HSET', KEYS[2], 'job', id, 'body', ARGV[12])
+  end
+  redis.call('ZADD', 'stockade:jobs:' .. project, whole(now), id)
+  redis.call('ZADD', 'stockade:due', whole(due), id)
+  record(project, ARGV[13], 'job.admitted', string.format('{"job":"%s","policy":"%s"}', id, ARGV[11]))
+  announce(id, project, 'queued', '', 0, now)
+  redis.call('SADD', 'stockade:pools', pool)
+  redis.call('ZADD', backlog, whole(ARGV[7] * 2 ^ 48 + redis.call('INCR', 'stockade:arrivals')), id)
+  count(project, 'queued', 1)
 end
-redis.call('ZADD', 'stockade:jobs:' .. project, whole(now), id)
-redis.call('ZADD', 'stockade:due', whole(due), id)
-record(project, ARGV[13], 'job.admitted', string.format('{"job":"%s","policy":"%s"}', id, ARGV[11]))
-announce(id, project, 'queued', '', 0, now)
 
-redis.call('SADD', 'stockade:pools', pool)
-redis.call('ZADD', backlog, whole(ARGV[7] * 2 ^ 48 + redis.call('INCR', 'stockade:arrivals')), id)
-count(project, 'queued', 1)
+-- Redis keeps what a script wrote before it failed. A job that is half there would be taken for the answer to the
+-- next try with its idempotency key; what else names it is dropped by whoever finds that there is no such job.
+local done, failure = pcall(enter)
+if not done then
+  redis.call('DEL', unpack(KEYS))
+  redis.pcall('ZREM', backlog, id)
+  error(failure, 0)
+end
 activate(pool, project)
 take_token(project, now)
 release(pool, now, 16)
