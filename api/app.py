@@ -11,10 +11,12 @@ from pydantic.json_schema import JsonSchemaMode
 from api import (
     artifacts,
     audit,
+    batches,
     documentation,
     events,
     explain,
     health,
+    job_list,
     jobs,
     keys,
     outputs,
@@ -31,8 +33,10 @@ from api.policies import PolicyList, PublishedPolicy
 from api.services import running
 from api.webhooks import DeliveryList, NewWebhook, WebhookChange, WebhookList, WebhookRequest
 from jobs.audit import Page
+from jobs.batch import Batch, BatchAnswer
 from jobs.deliveries import Delivery
 from jobs.job_event import EVENTS
+from jobs.job_list import JobList
 from jobs.job_view import ArtifactList, JobView
 from jobs.keys import Key
 from jobs.problem import Problem
@@ -46,6 +50,9 @@ from policies.explain import Explanation
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
     (JobView, "serialization"),
+    (JobList, "serialization"),
+    (Batch, "validation"),
+    (BatchAnswer, "serialization"),
     *((event, "serialization") for event in EVENTS.values()),
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
@@ -70,6 +77,15 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (Problem, "serialization"),
 )
 """Every model that goes in or comes out: the schemas of the OpenAPI description."""
+
+ROUTERS = tuple(
+    part.router
+    for part in (
+        *(jobs, job_list, batches, explain, events, outputs, artifacts, policies),
+        *(keys, webhooks, quota, usage, audit, health),
+    )
+)
+"""The routes of every part."""
 
 DESCRIPTION = """\
 Send a program; a policy says what it may use; it runs in a fresh sandbox; you get its output, its files,
@@ -102,11 +118,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(AccessLog)
-    problems.install(app)
-    for routes in (
-        *(jobs, explain, events, outputs, artifacts, policies),
-        *(keys, webhooks, quota, usage, audit, health),
-    ):
-        app.include_router(routes.router)
+    problems.install(app, [route for router in ROUTERS for route in router.routes])
+    for router in ROUTERS:
+        app.include_router(router)
     documentation.install(app, MODELS)
     return app

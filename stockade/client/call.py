@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import httpx
 
+from jobs.batch import AcceptedItem, BatchAnswer
 from jobs.job_event import Stream
+from jobs.job_list import JobList
 from jobs.job_view import ArtifactList, JobView
 from jobs.quota import Quota
 from jobs.usage import UsageReport, Window
@@ -18,7 +20,7 @@ from stockade.client.answer import content, nothing, reads
 from stockade.client.effect import Request
 from stockade.client.errors import ApiError, error_of
 from stockade.client.job_body import encoded
-from stockade.client.job_list import BatchAnswer, BatchItem, Filter, JobPage
+from stockade.client.job_filter import Filter
 
 T = TypeVar("T")
 JSON = ("Content-Type", "application/json")
@@ -79,11 +81,11 @@ def delete(job_id: str) -> Call[None]:
     return Call(Request("DELETE", _of(job_id)), nothing)
 
 
-def page(wanted: Filter, cursor: str | None) -> Call[JobPage]:
+def page(wanted: Filter, cursor: str | None) -> Call[JobList]:
     """Read one page of the list of jobs."""
     query = [("limit", str(PAGE))]
     query += [("cursor", cursor)] if cursor else []
-    return Call(Request("GET", JOBS, (*query, *wanted.query)), reads(JobPage))
+    return Call(Request("GET", JOBS, (*query, *wanted.query)), reads(JobList))
 
 
 def output(job_id: str, step: int, stream: Stream | str) -> Call[bytes]:
@@ -131,9 +133,6 @@ def _waiting(wait: float) -> tuple[tuple[str, str], ...]:
 
 
 def _items(answer: BatchAnswer) -> tuple[JobView | ApiError, ...]:
-    return tuple(error_of(item.problem) if item.problem else _accepted(item) for item in answer.items)
-
-
-def _accepted(item: BatchItem) -> JobView:
-    assert item.job is not None
-    return item.job
+    return tuple(
+        item.job if isinstance(item, AcceptedItem) else error_of(item.problem) for item in answer.items
+    )

@@ -13,6 +13,7 @@ import httpx
 
 from jobs.job import JobState
 from jobs.job_event import Event, Stream
+from jobs.job_list import JobSummary
 from jobs.job_view import ArtifactList, JobView
 from jobs.quota import Quota
 from jobs.usage import UsageReport, Window
@@ -24,7 +25,7 @@ from stockade.client.download import replaced
 from stockade.client.driver import LoopDriver
 from stockade.client.errors import ApiError
 from stockade.client.job_body import JobFields, JobLike, document
-from stockade.client.job_list import JobSummary, wanted
+from stockade.client.job_filter import wanted
 from stockade.client.retry import Patience
 
 T = TypeVar("T")

@@ -9,13 +9,14 @@ import httpx
 from pydantic import ValidationError
 
 from jobs.job_event import EVENTS, Event
+from jobs.job_list import JobSummary
 from jobs.job_view import JobView
 from stockade.client import call
 from stockade.client.answer import checked
 from stockade.client.call import Call
 from stockade.client.effect import Give, Giving, Plan, Request, Sleep, Work, next_bytes, open_answer, send
 from stockade.client.errors import Corrupt, NotInTime, StockadeError, UnexpectedAnswer, Unreachable
-from stockade.client.job_list import Filter, JobSummary
+from stockade.client.job_filter import Filter
 from stockade.client.retry import Patience, backoff, retried, unreachable
 from stockade.client.sse import Decoder, Message
 

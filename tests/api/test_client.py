@@ -8,19 +8,24 @@ from typing import Any
 import pytest
 import redis
 
+from jobs import tenants
+from jobs.job import Tenant
 from jobs.outcome import OutcomeKind, Output
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
 from policies.limits import LimitsRequest
 from stockade.client import (
     Corrupt,
+    IdempotencyMismatch,
     InvalidRequest,
     JobState,
     NotAdmitted,
     NotFinished,
     NotFound,
     NotInTime,
+    OverBudget,
     Unauthenticated,
+    call,
 )
 from tests.api.conftest import Served, Worker
 from tests.clients import KINDS, opened
@@ -158,9 +163,9 @@ def test_nothing_of_others_is_found(api: Any, kind: str, served: Served, other_k
         theirs = other.submit(TRUE).id
     said = set()
     for job_id in (theirs, "job_none", "../policies", "a/b"):
-        for call in (api.get, api.wait, api.cancel, api.artifacts, api.output):
+        for ask in (api.get, api.wait, api.cancel, api.artifacts, api.output):
             with pytest.raises(NotFound) as error:
-                call(job_id)
+                ask(job_id)
             said.add(str(error.value))
         with pytest.raises(NotFound):
             next(api.events(job_id))
@@ -183,3 +188,70 @@ def test_explain_quota_and_usage(api: Any, worker: Worker) -> None:
     worker.finish(api.submit(TRUE).id)
     assert api.usage("hour").total.jobs == 1
     assert {each.budget for each in api.quota().project.budgets} >= {"concurrent_jobs", "artifact_bytes"}
+
+
+def test_the_list_is_read_to_its_end(api: Any, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page, newest first; with filters, only what all of them hold for."""
+    monkeypatch.setattr(call, "PAGE", 3)
+    made = [api.submit(TRUE, labels={"n": str(n % 2), "of": "a/b@c"}) for n in range(7)]
+    assert [job.id for job in api.list()] == [job.id for job in reversed(made)]
+    worker.finish(made[0].id)
+    assert [job.id for job in api.list(state="finished")] == [made[0].id]
+    assert [
+        job.id for job in api.list(state=["queued", JobState.FINISHED], labels={"n": "0", "of": "a/b@c"})
+    ] == [job.id for job in reversed(made[::2])]
+    third = made[3].created_at
+    assert {job.id for job in api.list(created_after=third)} == {
+        job.id for job in made if job.created_at >= third
+    }
+    assert {job.id for job in api.list(created_before=third)} == {
+        job.id for job in made if job.created_at < third
+    }
+    assert next(api.list()).labels == {"n": "0", "of": "a/b@c"}
+    with pytest.raises(ValueError, match="'ended' is not a valid JobState"):
+        list(api.list(state="ended"))
+
+
+def test_a_batch_tells_each_job_and_each_refusal(api: Any) -> None:
+    """In order, jobs as jobs and refusals as the errors that they would have been."""
+    job, wrong, refused = api.batch([TRUE, {"command": []}, {"command": TRUE, "policy": "none"}])
+    assert api.get(job.id).id == job.id
+    assert isinstance(wrong, InvalidRequest)
+    assert isinstance(refused, NotAdmitted)
+    assert [each.field for each in refused.violations] == ["policy"]
+    first, again = (api.batch([TRUE, TRUE], idempotency_key="k") for _ in range(2))
+    assert [job.id for job in first] == [job.id for job in again]
+
+
+def test_the_same_key_is_the_same_job(api: Any) -> None:
+    """Handed in again it is the job that there is; with another job it is refused."""
+    job = api.submit(TRUE, idempotency_key="once")
+    assert api.submit(TRUE, idempotency_key="once").id == job.id
+    assert api.submit(TRUE).id != job.id
+    with pytest.raises(IdempotencyMismatch, match="Idempotency-Key"):
+        api.submit(["false"], idempotency_key="once")
+
+
+def test_a_finished_job_can_be_deleted(api: Any, worker: Worker) -> None:
+    """Then it is gone; before, it has to be cancelled."""
+    job = api.submit(TRUE)
+    with pytest.raises(NotFinished, match="cancel it first"):
+        api.delete(job.id)
+    worker.finish(job.id)
+    assert api.delete(job.id) is None
+    for gone in (api.get, api.delete):
+        with pytest.raises(NotFound):
+            gone(job.id)
+
+
+def test_a_budget_that_is_used_up_is_named(
+    kind: str, served: Served, key: str, tenant: Tenant, redis_client: redis.Redis
+) -> None:
+    """Without patience at once, with the time after which it may go; with patience it goes by itself."""
+    tenants.set_tenant(redis_client, tenant, budgets={"submits_per_minute": 60})
+    with opened(kind, served.url, key, patience=0) as hasty, pytest.raises(OverBudget) as error:
+        for _ in range(200):
+            hasty.submit(TRUE)
+    assert (error.value.budget, error.value.retry_after) == ("submits_per_minute", 1)
+    with opened(kind, served.url, key, patience=20) as patient:
+        assert patient.submit(TRUE).state == JobState.QUEUED

@@ -1,46 +1,10 @@
-"""Lists of jobs: which are wanted."""
+"""Filter: which jobs of the list are wanted."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pydantic import AwareDatetime, Field
-
 from jobs.job import JobState
-from jobs.job_view import JobView
-from jobs.outcome import Outcome
-from jobs.problem import Problem
-from policies.model import Frozen
-
-
-class JobSummary(Frozen):
-    """TEMPORARY until the API's own."""
-
-    id: str
-    state: JobState
-    attempt: int
-    created_at: AwareDatetime
-    started_at: AwareDatetime | None
-    finished_at: AwareDatetime | None
-    labels: dict[str, str]
-    policy: str
-    pool: str
-    outcome: Outcome | None
-
-
-class JobPage(Frozen):
-    jobs: tuple[JobSummary, ...]
-    next: str | None = Field(default=None)
-
-
-class BatchItem(Frozen):
-    status: int
-    job: JobView | None = None
-    problem: Problem | None = None
-
-
-class BatchAnswer(Frozen):
-    items: tuple[BatchItem, ...]
 
 
 @dataclass(frozen=True)
