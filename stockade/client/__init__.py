@@ -13,8 +13,9 @@ carries them out, blocking or in an event loop. The models are those of the serv
 
 from jobs.job import JobState
 from jobs.job_event import Event, FinishedEvent, GapEvent, OutputEvent, StateEvent, Stream
+from jobs.job_list import JobSummary
 from jobs.job_view import ArtifactList, JobView
-from jobs.outcome import Artifact, Outcome, OutcomeKind
+from jobs.outcome import Artifact, Outcome, OutcomeKind, StepResult
 from jobs.problem import Problem
 from jobs.spec import File, JobSpec, Step
 from policies.violation import Violation
@@ -56,6 +57,7 @@ __all__ = [
     "InvalidRequest",
     "JobSpec",
     "JobState",
+    "JobSummary",
     "JobView",
     "NotAdmitted",
     "NotFinished",
@@ -68,6 +70,7 @@ __all__ = [
     "Problem",
     "StateEvent",
     "Step",
+    "StepResult",
     "StockadeError",
     "Stream",
     "Unauthenticated",

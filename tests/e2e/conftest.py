@@ -20,8 +20,8 @@ def _running() -> Iterator[Service]:
     up = Up(home / "state")
     try:
         up.start("--slots", str(SLOTS), "--grace", "2")
-        with up.client() as client:
-            yield Service(up, client)
+        with up.client() as client, up.api() as api:
+            yield Service(up, client, api)
         cgroups = cgroups_of(up.state)
         assert up.stop() == 0
         assert left_of(up.state) == []
