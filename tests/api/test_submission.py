@@ -212,6 +212,16 @@ def test_a_budget_that_is_used_up_is_429(
     assert client.get("/v1/jobs").json()["jobs"] == []
 
 
+@pytest.mark.parametrize(("of_organisation", "of_project", "told"), [(2, 50, "2"), (50, 3, "3")])
+def test_of_two_submit_rates_the_tighter_is_told(
+    client: httpx.Client, limit: Callable[..., None], of_organisation: int, of_project: int, told: str
+) -> None:
+    """That of which less is left, be it the project's or the organisation's."""
+    limit(organisation=True, submits_per_minute=of_organisation)
+    limit(submits_per_minute=of_project)
+    assert client.post("/v1/jobs", json=TRUE).headers["ratelimit-limit"] == told
+
+
 def test_who_handed_in_and_deleted_is_in_the_audit_log(
     client: httpx.Client, redis_client: redis.Redis, tenant: Tenant, worker: Any, key: str
 ) -> None:
