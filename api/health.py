@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from api.documentation import json_body
 from api.problems import INTERNAL, documented
 from api.services import Services, services_of
+from jobs.eviction import SAFE, eviction_policy
 from jobs.workers import WorkerStatus
 from policies.model import Frozen
 
@@ -76,16 +77,18 @@ def look(services: Services) -> Readiness:
     policies = _policies(services)
     try:
         workers = services.workers.live()
+        policy = eviction_policy(services.store.redis)
     except RedisError as error:
         redis = Component(
             ready=False, message=f"Redis cannot be reached or refuses ({type(error).__name__})."
         )
         unknown = Component(ready=False, message="Unknown without Redis.")
         return Readiness(ready=False, redis=redis, worker=unknown, launcher=unknown, policies=policies)
+    redis = _redis(policy)
     worker, launcher = _worker(workers), _launcher(workers)
     return Readiness(
-        ready=worker.ready and launcher.ready,
-        redis=Component(ready=True, message="Redis answers."),
+        ready=redis.ready and worker.ready and launcher.ready,
+        redis=redis,
         worker=worker,
         launcher=launcher,
         policies=policies,
@@ -103,6 +106,12 @@ def _policies(services: Services) -> Component:
     drafts = len(source.current.draft_findings)
     broken = f" {drafts} thing(s) are wrong with drafts; the log says what." if drafts else ""
     return Component(ready=True, message=f"{len(source.current.policies)} policies are in force.{broken}")
+
+
+def _redis(policy: str | None) -> Component:
+    if policy not in (SAFE, None):
+        return Component(ready=False, message=f"Redis drops jobs when its memory is full ({policy}).")
+    return Component(ready=True, message="Redis answers.")
 
 
 def _worker(workers: list[WorkerStatus]) -> Component:

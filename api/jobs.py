@@ -30,6 +30,7 @@ from api.problems import (
 )
 from api.services import Services, services_of
 from jobs.job import Job
+from jobs.metrics import metrics
 from jobs.spec import JobSpec
 from policies.violation import Violation, violations
 
@@ -184,8 +185,10 @@ def accept(services: Services, body: bytes, caller: Identity) -> JobView:
     Raises:
         ProblemError: 422, with everything that is wrong.
     """
-    spec = read_spec(body)
-    accepted = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
+    with services.refusals.noted(caller):
+        spec = read_spec(body)
+        accepted = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
+    metrics.count("jobs_submitted_total", result="admitted")
     watch(services, spec, caller.id, accepted.job.id)
     return view(accepted.job)
 

@@ -32,7 +32,7 @@ from api.problems import (
     not_found,
 )
 from api.services import Services, services_of
-from jobs import keys
+from jobs import audit, keys
 from jobs.keys import DEFAULT_SCOPES, NAME_PATTERN, ApiKeyError, Key, Scope
 from policies.model import Frozen
 from policies.units import DURATION_MAX, Duration
@@ -176,7 +176,9 @@ def rotate_key(request: Request, caller: Admin, key_id: KeyId, grace: Grace = 0)
         raise ProblemError(CONFLICT, f"{error}.") from None
     if whole is None:
         raise _no_key()
-    return Response(_shown_once(services, caller, whole).model_dump_json(), media_type="application/json")
+    made = _shown_once(services, caller, whole)
+    _record(services, caller, "key.rotated", made)
+    return Response(made.model_dump_json(), media_type="application/json")
 
 
 @router.delete(
@@ -193,6 +195,7 @@ def revoke_key(request: Request, caller: Admin, key_id: KeyId) -> Response:
     key = _find(services, caller, key_id)
     if not keys.revoke_key(services.store.redis, key_id, caller.id):
         raise _no_key()
+    _record(services, caller, "key.revoked", key)
     return Response(key.model_dump_json(), media_type="application/json")
 
 
@@ -232,7 +235,14 @@ def _create(services: Services, caller: Identity, asked: KeyRequest) -> NewKey:
         )
     except ApiKeyError as error:
         raise ProblemError(CONFLICT, f"{error}.") from None
-    return _shown_once(services, caller, whole)
+    made = _shown_once(services, caller, whole)
+    _record(services, caller, "key.created", made)
+    return made
+
+
+def _record(services: Services, caller: Identity, action: str, key: Key) -> None:
+    about = {"key": key.id, "name": key.name, "scopes": key.scopes}
+    audit.record(services.store.redis, caller.id, audit.key_actor(caller.key_id), action, **about)
 
 
 def _shown_once(services: Services, caller: Identity, whole: str) -> NewKey:

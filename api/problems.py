@@ -82,6 +82,7 @@ BODY_TOO_LARGE = Kind("body-too-large", 413, "The request body is too large")
 UNSUPPORTED_MEDIA = Kind("unsupported-media-type", 415, "The request body must be plain JSON")
 INVALID_REQUEST = Kind("invalid-request", 422, "The request is not valid")
 NOT_ADMITTED = Kind("not-admitted", 422, "The policy does not allow this job")
+TOO_MANY_STREAMS = Kind("too-many-streams", 429, "Too many streams of events are open")
 HEAD_TOO_LARGE = Kind("head-too-large", 431, "The request's header fields are too large")
 INTERNAL = Kind("internal", 500, "Stockade failed")
 UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
@@ -99,6 +100,7 @@ KINDS = (
     UNSUPPORTED_MEDIA,
     INVALID_REQUEST,
     NOT_ADMITTED,
+    TOO_MANY_STREAMS,
     HEAD_TOO_LARGE,
     INTERNAL,
     UNAVAILABLE,

@@ -10,15 +10,23 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.delivery import Dispatcher
+from api.egress import Egress
 from api.hosts import Hosts
+from api.live import LiveJobs
+from api.metrics import flushing
 from api.policies_in_force import PoliciesInForce
+from api.refusals import Refusals
 from api.shadow import Shadow
 from api.waiting import FinishedJobs
+from jobs.deliveries import Deliveries
+from jobs.live import LiveOutput
 from jobs.policy_source import PolicySource
 from jobs.policy_versions import PolicyVersions
 from jobs.settings import Settings
 from jobs.store import Store, connect
 from jobs.tenant_bounds import TenantBounds
+from jobs.webhooks import Webhooks
 from jobs.workers import Workers
 from policies.policy import Policy
 from policies.units import MIB
@@ -40,7 +48,13 @@ class Services:
     authenticator: Authenticator
     bodies: BodyReader
     finished: FinishedJobs
+    live: LiveJobs
+    live_output: LiveOutput
     large_bodies: CapacityLimiter
+    refusals: Refusals
+    webhooks: Webhooks
+    deliveries: Deliveries
+    dispatcher: Dispatcher
 
 
 def max_body(policies: Mapping[str, Policy]) -> int:
@@ -55,9 +69,16 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     bodies = BodyReader(max_body(source.current.policies))
     redis = connect(settings, REDIS_TIMEOUT)
     workers = Workers(redis)
-    finished = FinishedJobs(settings.redis_py)
+    finished, live = FinishedJobs(settings.redis_py), LiveJobs(settings.redis_py)
+    deliveries = Deliveries(redis)
+    dispatcher = Dispatcher(settings.redis_py, redis, deliveries, Egress(settings.webhook_networks))
     try:
-        async with finished.listening():
+        async with (
+            finished.listening(),
+            live.listening(),
+            dispatcher.dispatching(),
+            flushing(redis),
+        ):
             with (
                 source.watched(lambda found: bodies.take(max_body(found.policies))),
                 Shadow(redis, settings.image_host).watching() as shadow,
@@ -72,7 +93,13 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                     authenticator=Authenticator(redis),
                     bodies=bodies,
                     finished=finished,
+                    live=live,
+                    live_output=LiveOutput(redis),
                     large_bodies=CapacityLimiter(1),
+                    refusals=Refusals(redis),
+                    webhooks=Webhooks(redis),
+                    deliveries=deliveries,
+                    dispatcher=dispatcher,
                 )
     finally:
         redis.close()

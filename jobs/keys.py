@@ -110,9 +110,8 @@ def create_key(
     key_id, secret = secrets.token_hex(8), _secret()
     expires = "" if expires_at is None else int(expires_at.timestamp() * 1000)
     about: list[str | int] = [key_id, tenant.id, name, " ".join(_ordered(scopes)), _digest(secret), expires]
-    created = script(redis, "key_create")(
-        [KEY + key_id, KEYS + tenant.id, TENANT + tenant.id], [*about, KEPT_EXPIRED * 1000, KEYS_MAX, KEY]
-    )
+    bounds: list[str | int] = [KEPT_EXPIRED * 1000, KEYS_MAX, KEY, TENANT + tenant.id]
+    created = script(redis, "key_create")([KEY + key_id, KEYS + tenant.id], [*about, *bounds])
     if created == -1:
         raise ApiKeyError(f"there is no project {tenant.name}: keys belong to projects")
     if created == -2:

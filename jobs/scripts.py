@@ -1,4 +1,4 @@
-"""The store's Lua scripts: each one step that happens wholly or not at all.
+"""Scripts: the Lua files of `jobs/lua`, each of them one change that happens completely or not at all.
 
 A script's first line, `-- needs: NAME …`, names the libraries (`lua/lib/NAME.lua`, local functions) that are put
 before it. Headers of scripts and libraries list every key, its type and its meaning.
@@ -6,7 +6,6 @@ before it. Headers of scripts and libraries list every key, its type and its mea
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from redis import Redis
 from redis.commands.core import Script
@@ -15,21 +14,8 @@ _LUA = Path(__file__).parent / "lua"
 _NEEDS = "-- needs: "
 
 
-class Scripts:
-    """The scripts by name, on one connection. A script is sent once; then its digest is (EVALSHA)."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._registered = {
-            path.stem: redis.register_script(source(path.stem)) for path in sorted(_LUA.glob("*.lua"))
-        }
-
-    def __call__(self, name: str, keys: list[str], args: list[Any]) -> Any:
-        """Run the script of this name; its answer. Raises redis.RedisError."""
-        return self._registered[name](keys, args)
-
-
 @cache
-def source(name: str) -> str:
+def _source(name: str) -> str:
     """The whole text of a script: its libraries, then itself."""
     text = (_LUA / f"{name}.lua").read_text()
     first = text.partition("\n")[0]
@@ -39,4 +25,4 @@ def source(name: str) -> str:
 
 def script(redis: Redis, name: str) -> Script:
     """The script of `jobs/lua/NAME.lua`, to be called with its keys and arguments."""
-    return redis.register_script(source(name))
+    return redis.register_script(_source(name))

@@ -25,7 +25,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -35,12 +35,14 @@ from redis.client import PubSub
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.retry import Retry
 
+from jobs.clock import instant
 from jobs.job import ATTEMPTS_MAX, Attempt, Job, JobResult, JobState
+from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
-from jobs.scripts import Scripts
+from jobs.scripts import script
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.usage import Charge
+from jobs.usage import charge_of
 from policies.admission import Admission
 
 FINISHED_CHANNEL = "stockade:finished"
@@ -54,6 +56,7 @@ UNCLAIMED_ARTIFACTS = 24 * 3600
 
 _RELEASES_MAX = 900  # the queue takes attempt numbers up to 999
 _JOB = "stockade:job:"
+_SCRIPTS = ("create", "claim", "renew", "finish", "fail", "cancel", "delete", "sweep")
 _FIELDS = (
     *("tenant", "state", "spec", "admission", "attempt", "created", "started", "finished", "result"),
     *("expires", "pool"),
@@ -154,7 +157,7 @@ class Store:
         """`lease`: seconds that an attempt is left alone without a sign of life from its worker."""
         self.redis = redis
         self.lease = lease
-        self._run = Scripts(redis)
+        self._run = {name: script(redis, name) for name in _SCRIPTS}
 
     def create(
         self,
@@ -179,7 +182,9 @@ class Store:
             IdempotencyError: the key came before with another body.
         """
         job_id = "job_" + secrets.token_hex(12)
-        record = _idempotency_key(project, idempotency.key) if idempotency else ""
+        keys = [_JOB + job_id]
+        if idempotency:
+            keys.append(_idempotency_key(project, idempotency.key))
         args = [
             *(job_id, project, spec.model_dump_json(exclude_unset=True), admission.model_dump_json()),
             *(int(admission.retention * 1000), admission.pool, admission.priority.rank),
@@ -189,7 +194,7 @@ class Store:
             hashlib.sha256(idempotency.body).hexdigest() if idempotency else "",
             actor,
         ]
-        answer = self._run("create", [_JOB + job_id, record], args)
+        answer = self._run["create"](keys, args)
         match answer:
             case [b"created", created, *submits]:
                 job = _new_job(job_id, spec, admission, project, created)
@@ -217,15 +222,15 @@ class Store:
 
     def claim(self, job_id: str, attempt: int, worker: str) -> Attempt | None:
         """Take the job for its attempt of this number; None when that is not what it waits for."""
-        claimed = self._run(
-            "claim", [_JOB + job_id, "stockade:fence"], [job_id, attempt, worker, self._lease_ms]
+        claimed = self._run["claim"](
+            [_JOB + job_id, "stockade:fence"], [job_id, attempt, worker, self._lease_ms]
         )
         if claimed is None:
             return None
         token, now, *values = claimed
         found = dict(zip(("tenant", "spec", "admission", "created", "pool"), values, strict=True))
         job = _job(job_id, found | {"state": b"running", "attempt": attempt, "started": now})
-        until = _instant(now + self._lease_ms)
+        until = instant(now + self._lease_ms)
         return Attempt(job=job, number=attempt, worker=worker, token=token, lease_until=until)
 
     def renew(self, attempts: Sequence[Attempt]) -> list[Renewal]:
@@ -233,17 +238,21 @@ class Store:
         if not attempts:
             return []
         keys = [_JOB + attempt.job.id for attempt in attempts]
-        holders = [value for attempt in attempts for value in (attempt.job.id, attempt.token)]
-        return [Renewal(answer) for answer in self._run("renew", keys, [self._lease_ms, *holders])]
+        holders: list[str | int] = [
+            value for attempt in attempts for value in (attempt.job.id, attempt.token)
+        ]
+        return [Renewal(answer) for answer in self._run["renew"](keys, [self._lease_ms, *holders])]
 
-    def finish(self, attempt: Attempt, result: JobResult, charge: Charge) -> bool:
-        """End the job with this result and wake who waits; False when the attempt's token is stale.
+    def finish(self, attempt: Attempt, result: JobResult) -> bool:
+        """End the job with this result, charge it, and wake who waits; False when the token is stale.
 
         To be asked again when the answer was lost: the second answer is that of the first.
         """
         job_id = attempt.job.id
-        args = [job_id, attempt.token, *_ending(result), *charge]
-        return bool(self._run("finish", [_artifacts(job_id, attempt.token)], args))
+        args: list[str | int | float] = [job_id, attempt.token, *_ending(result)]
+        args += charge_of(result, attempt.job.admission)
+        with metrics.timed("release_seconds"):
+            return bool(self._run["finish"]([_artifacts(job_id, attempt.token)], args))
 
     def fail_attempt(self, attempt: Attempt, kind: OutcomeKind, message: str) -> Failure:
         """End an attempt that *we* failed: queue the job for another, or finish it when it has had its three.
@@ -265,7 +274,7 @@ class Store:
         Returns the job as it then is; None when the project has no such job.
         """
         ending = _ended(OutcomeKind.CANCELLED, "It was cancelled before it started.")
-        known = self._run("cancel", [_JOB + job_id], [job_id, project, *ending, CANCEL_CHANNEL])
+        known = self._run["cancel"]([_JOB + job_id], [job_id, project, *ending, CANCEL_CHANNEL])
         return self.get(job_id, project) if known else None
 
     def delete(self, job_id: str, project: str) -> bool | None:
@@ -273,7 +282,7 @@ class Store:
 
         Returns True when it is gone, False when it has not finished, None when the project has no such job.
         """
-        answer = self._run("delete", [], [job_id, project])
+        answer = self._run["delete"]([], [job_id, project])
         return {1: True, -1: False}.get(int(answer))
 
     def sweep(self, lost_after: float) -> list[Swept]:
@@ -293,7 +302,7 @@ class Store:
             *_ended(OutcomeKind.QUEUE_TIME_EXCEEDED, "It waited for its start longer than it may."),
             *_ended(OutcomeKind.DEADLINE_EXCEEDED, "Its deadline came before it was started."),
         ]
-        told = self._run("sweep", [], [BATCH, self._lease_ms, int(lost_after * 1000), ATTEMPTS_MAX, *endings])
+        told = self._run["sweep"]([], [BATCH, self._lease_ms, int(lost_after * 1000), ATTEMPTS_MAX, *endings])
         triples = zip(told[::3], told[1::3], told[2::3], strict=True)
         return [Swept(what.decode(), name.decode(), int(number)) for what, name, number in triples]
 
@@ -329,8 +338,13 @@ class Store:
     def _fail(self, attempt: Attempt, kind: OutcomeKind, message: str, attempts: int) -> Failure:
         cancelled = f"It was cancelled; its last attempt failed: {message}"
         endings = [*_ended(kind, message), *_ended(OutcomeKind.CANCELLED, cancelled)]
-        answer = self._run("fail", [], [attempt.job.id, attempt.token, attempts, *endings])
+        answer = self._run["fail"]([], [attempt.job.id, attempt.token, attempts, *endings])
         return Failure(accepted=answer >= 0, next_attempt=answer if answer > 0 else None)
+
+
+def job_key(job_id: str) -> str:
+    """The name of a job's hash."""
+    return _JOB + job_id
 
 
 def _artifacts(job_id: str, token: int) -> str:
@@ -362,10 +376,6 @@ def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _instant(milliseconds: Any) -> datetime:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
-
-
 def _new_job(job_id: str, spec: JobSpec, admission: Admission, project: str, created: int) -> Job:
     return Job(
         id=job_id,
@@ -373,7 +383,7 @@ def _new_job(job_id: str, spec: JobSpec, admission: Admission, project: str, cre
         state=JobState.QUEUED,
         spec=spec,
         admission=admission,
-        created_at=_instant(created),
+        created_at=instant(created),
     )
 
 
@@ -387,8 +397,8 @@ def _job(job_id: str, found: dict[str, Any]) -> Job:
         spec=JobSpec.model_validate_json(found["spec"]),
         admission=Admission.model_validate_json(found["admission"]),
         attempt=int(found["attempt"]),
-        created_at=_instant(found["created"]),
-        started_at=_instant(started) if started else None,
-        finished_at=_instant(finished) if finished else None,
+        created_at=instant(found["created"]),
+        started_at=instant(started) if started else None,
+        finished_at=instant(finished) if finished else None,
         result=JobResult.model_validate_json(result) if result else None,
     )

@@ -1,7 +1,7 @@
 """Tenants in Redis: a tree of organisations and their projects.
 
 `stockade:tenant_names` (hash) has each tenant's id by its name, so that a name stands once;
-`stockade:projects:ID` (set) the ids of an organisation's projects. A tenant is one hash, `stockade:tenant:ID`:
+`stockade:tenant_projects:ID` (set) the ids of an organisation's projects. A tenant is one hash, `stockade:tenant:ID`:
 
     id, name    what it is called: "acme", or "acme/grader" for a project
     parent      id of its organisation; "" for an organisation
@@ -35,7 +35,7 @@ TENANT = "stockade:tenant:"
 KEY, KEYS = "stockade:key:", "stockade:keys:"
 """Before the id of an API key, its hash; before a tenant's id, the set of its keys' ids (see `jobs.keys`)."""
 
-_NAMES, _PROJECTS = "stockade:tenant_names", "stockade:projects:"
+_NAMES, _PROJECTS = "stockade:tenant_names", "stockade:tenant_projects:"
 _LOAD = "stockade:load:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BATCH = 500

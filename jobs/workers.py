@@ -1,7 +1,7 @@
 """The workers that live: each says so every few seconds, with how much it can run, of which pools, on what host.
 
 `stockade:workers` (hash) has what each said last; from it `heartbeat.lua` counts the slots of each pool
-(`stockade:window`), which is how many of its jobs are released at a time.
+(`stockade:slots`), which is how many of its jobs are released at a time.
 """
 
 import json
@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import Field
 from redis import Redis
 
-from jobs.scripts import Scripts
+from jobs.scripts import script
 from policies.model import Frozen
 
 SILENCE = 15.0
 """Seconds without a heartbeat after which a worker counts as gone."""
 
-_WORKERS, _WINDOW = "stockade:workers", "stockade:window"
+_WORKERS, _SLOTS = "stockade:workers", "stockade:slots"
 
 
 class HostFacts(Frozen):
@@ -43,16 +43,16 @@ class Workers:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._run = Scripts(redis)
+        self._beat = script(redis, "heartbeat")
 
     def heartbeat(self, status: WorkerStatus) -> None:
         """Say that a worker lives; to be repeated well within `SILENCE`."""
         about = status.model_dump_json(exclude={"name", "silent"})
-        self._run("heartbeat", [_WORKERS, _WINDOW], [status.name, about, int(SILENCE * 1000)])
+        self._beat([_WORKERS, _SLOTS], [status.name, about, int(SILENCE * 1000)])
 
     def farewell(self, worker: str) -> None:
         """Say that a worker has stopped."""
-        self._run("heartbeat", [_WORKERS, _WINDOW], [worker, "", int(SILENCE * 1000)])
+        self._beat([_WORKERS, _SLOTS], [worker, "", int(SILENCE * 1000)])
 
     def live(self) -> list[WorkerStatus]:
         """The workers that live."""

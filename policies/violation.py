@@ -16,7 +16,6 @@ VIOLATIONS_MAX = 100
 """Violations of one request that are told; nobody reads more."""
 
 _KEY = "[key]"  # pydantic's mark for the key of a mapping, as against its value
-_step = re.compile(r"^(command|steps\[\d+\])\.")
 _plain_word = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
@@ -29,11 +28,6 @@ class Violation(Frozen):
         description="What may stand there: a bound, a list or a sentence; null if nothing."
     )
     message: str = Field(description="One sentence for people.")
-
-
-def rule_of(violation: Violation) -> str:
-    """Return the rule that was broken, the same for every step: "limits.memory", "image", "files"."""
-    return _step.sub("", violation.field)
 
 
 def field_path(location: Sequence[str | int]) -> str:
@@ -97,15 +91,15 @@ def _known(model: type[BaseModel] | None, location: Sequence[str | int]) -> list
     for part in location:
         if isinstance(part, str) and model is not None:
             field = model.model_fields.get(part)
-            model = _model_in(field.annotation) if field else None
+            model = model_in(field.annotation) if field else None
     return list(model.model_fields) if model else None
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """Return the first model in an annotation such as `tuple[Step, ...] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+    return next(filter(None, map(model_in, get_args(annotation))), None)
 
 
 def _violation(kind: str, location: Sequence[str | int], detail: Any) -> Violation:

@@ -12,6 +12,8 @@ _COMMANDS = {
     "tenant": "stockade.tenants",
     "key": "stockade.keys",
     "policy": "stockade.policy_command",
+    "usage": "stockade.usage_command",
+    "audit": "stockade.audit_command",
 }
 
 

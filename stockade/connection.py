@@ -15,7 +15,7 @@ from jobs.keys import ApiKeyError
 from jobs.settings import Settings, SettingsError
 from jobs.store import connect
 from jobs.tenants import TenantError
-from stockade import valkey
+from stockade.valkey_users import User, Users
 
 
 def where(command: Callable[..., None]) -> Callable[..., None]:
@@ -37,7 +37,7 @@ def where(command: Callable[..., None]) -> Callable[..., None]:
 def connected(redis: str | None, state: Path) -> Iterator[Redis]:
     """A connection to the Redis that is meant; its failures, and those of what is done, as messages for people."""
     try:
-        settings = Settings(redis=redis or valkey.url((state / "valkey").absolute()))
+        settings = Settings(redis=redis or _embedded(state.absolute()))
         with connect(settings) as client:
             yield client
     except (SettingsError, ValueError) as error:
@@ -45,6 +45,20 @@ def connected(redis: str | None, state: Path) -> Iterator[Redis]:
     except (TenantError, ApiKeyError) as error:
         raise click.ClickException(str(error)) from None
     except RedisError as error:
-        hint = "" if redis else f" Is `stockade up` running on {state}? Else name the Redis with --redis"
+        hint = "" if redis else _hint(state)
         reason = str(error).rstrip(".")
         raise click.ClickException(f"cannot use Redis at {settings.redis_shown}: {reason}.{hint}") from None
+
+
+def _embedded(state: Path) -> str:
+    """The address of a state directory's Valkey, for the user that may do everything."""
+    try:
+        return Users.load(state).url(User.ADMIN)
+    except PermissionError:
+        raise click.ClickException(f"the Valkey of {state} is for root alone: use sudo") from None
+    except OSError as error:
+        raise click.ClickException(f"no Valkey of {state}: {error.strerror}.{_hint(state)}") from None
+
+
+def _hint(state: Path) -> str:
+    return f" Is `stockade up` running on {state}? Else name the Redis with --redis"

@@ -4,10 +4,13 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import click
+from redis import Redis
 
-from jobs import keys
+from jobs import audit, keys
+from jobs.job import Tenant
 from jobs.keys import DEFAULT_SCOPES, Scope
 from jobs.settings import Settings
 from jobs.store import connect
@@ -37,7 +40,7 @@ def development_key(redis_url: str, path: Path) -> str:
         known = keys.authenticate(redis, key)
         if known is None or set(known.key.scopes) != set(Scope):
             project = project_named(redis, DEFAULT_TENANT)
-            key = keys.create_key(redis, project, name="development", scopes=Scope)
+            key = _create(redis, project, "development", list(Scope), None)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(key + "\n")
         return key
@@ -81,7 +84,7 @@ def key_create(
     until = None if expires is None else datetime.now(UTC) + expires
     with connected(redis, state) as client:
         project = project_named(client, tenant_name)
-        click.echo(keys.create_key(client, project, name=name, scopes=map(Scope, scopes), expires_at=until))
+        click.echo(_create(client, project, name, [Scope(scope) for scope in scopes], until))
 
 
 @key.command("list")
@@ -118,9 +121,11 @@ def key_list(tenant_name: str, redis: str | None, state: Path) -> None:
 def key_rotate(key_id: str, grace: timedelta, redis: str | None, state: Path) -> None:
     """Give the key with KEY_ID a new secret and print it. It cannot be shown again."""
     with connected(redis, state) as client:
+        known = keys.find_key(client, key_id)
         made = keys.rotate_key(client, key_id, grace=grace.total_seconds())
-    if made is None:
-        raise _no_key(key_id)
+        if known is None or made is None:
+            raise _no_key(key_id)
+        _record(client, known.tenant, "key.rotated", key_id)
     click.echo(made)
 
 
@@ -130,9 +135,24 @@ def key_rotate(key_id: str, grace: timedelta, redis: str | None, state: Path) ->
 def key_revoke(key_id: str, redis: str | None, state: Path) -> None:
     """Make the key with KEY_ID worthless, within five seconds everywhere."""
     with connected(redis, state) as client:
+        known = keys.find_key(client, key_id)
         if not keys.revoke_key(client, key_id):
             raise _no_key(key_id)
+        if known is not None:
+            _record(client, known.tenant, "key.revoked", key_id)
     click.echo(f"revoked the key {key_id}")
+
+
+def _create(
+    redis: Redis, project: Tenant, name: str, scopes: list[Scope], expires_at: datetime | None
+) -> str:
+    made = keys.create_key(redis, project, name=name, scopes=scopes, expires_at=expires_at)
+    _record(redis, project.id, "key.created", keys.key_id_of(made), name=name, scopes=scopes)
+    return made
+
+
+def _record(redis: Redis, tenant_id: str, action: str, key_id: str, **about: Any) -> None:
+    audit.record(redis, tenant_id, audit.OPERATOR, action, key=key_id, **about)
 
 
 def _no_key(key_id: str) -> click.ClickException:

@@ -188,7 +188,7 @@ def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
         raise click.ClickException(_sentences(violations(error, JobSpec))) from None
     except (AdmissionError, ScopeError) as error:
         raise click.ClickException(_sentences(error.violations)) from None
-    step = Planned(spec.sequence[0], admission.steps[0], first=True, last=True)
+    step = Planned(spec.sequence[0], admission.steps[0], index=0, last=True)
     return Run(spec, policy, step)
 
 

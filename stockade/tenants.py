@@ -9,7 +9,7 @@ import click
 from pydantic import ValidationError
 from redis import Redis
 
-from jobs import tenants
+from jobs import audit, tenants
 from jobs.budgets import Budgets
 from jobs.job import Tenant
 from jobs.keys import list_keys
@@ -79,7 +79,15 @@ def tenant() -> None:
 def tenant_create(name: str, redis: str | None, state: Path) -> None:
     """Make an organisation with its project `default`, or a further project of one."""
     with connected(redis, state) as client:
-        click.echo(f"made the project {tenants.create_tenant(client, name).name}")
+        made = tenants.create_tenant(client, name)
+        _record(client, "tenant.created", made)
+    click.echo(f"made the project {made.name}")
+
+
+def _record(redis: Redis, action: str, about: Tenant, **changes: Any) -> None:
+    """Write into the platform's audit log; what is None was not changed."""
+    changed = {name: value for name, value in changes.items() if value is not None}
+    audit.record(redis, audit.PLATFORM, audit.OPERATOR, action, id=about.id, name=about.name, **changed)
 
 
 @tenant.command("list")
@@ -95,7 +103,7 @@ def tenant_list(redis: str | None, state: Path) -> None:
             f"{each.weight:g}",
             str(load.running),
             str(load.queued),
-            " ".join(f"{name}={value:g}" for name, value in each.budgets if value is not None) or "-",
+            " ".join(f"{name}={value:.15g}" for name, value in each.budgets if value is not None) or "-",
         )
         for each, load in zip(found, loads, strict=True)
     ]
@@ -146,6 +154,7 @@ def tenant_set(
     with connected(redis, state) as client:
         found = _tenant_named(client, name)
         tenants.set_tenant(client, found, weight=weight, budgets=given, bounds=text)
+        _record(client, "tenant.changed", found, weight=weight, budgets=given, bounds=text)
     click.echo(f"changed {found.name}")
 
 
@@ -160,4 +169,5 @@ def tenant_remove(name: str, force: bool, redis: str | None, state: Path) -> Non
         if found is None:
             raise click.ClickException(f"there is no tenant {name!r}. See: stockade tenant list")
         tenants.remove_tenant(client, found, force=force)
+        _record(client, "tenant.removed", found, force=force)
     click.echo(f"removed {found.name}")

@@ -7,18 +7,15 @@ from redis import Redis
 from jobs.job import JobResult
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.queue import PREFIX
-from jobs.usage import Charge
 from jobs.workers import WorkerStatus
 
-FREE = Charge(0.0, 0.0, 0.0, 0)
-"""A charge of nothing."""
 DONE = JobResult(outcome=Outcome(kind=OutcomeKind.EXITED, exit_code=0, message="It exited with status 0."))
 """A result without steps."""
 
 
 def open_window(redis: Redis, slots: int = 1000, pools: tuple[str, ...] = ("default",)) -> None:
     """Let jobs be released as if workers with so many slots lived: `slots`, and a quarter more in the queue."""
-    redis.hset("stockade:window", mapping=dict.fromkeys(pools, slots))
+    redis.hset("stockade:slots", mapping=dict.fromkeys(pools, slots))
 
 
 def worker_status(name: str, launcher: str | None = None) -> WorkerStatus:

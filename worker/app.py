@@ -12,6 +12,7 @@ import structlog
 from celery import Celery, signals
 
 from jobs import broker, queue
+from jobs.live import LiveOutput
 from jobs.policy_source import PolicySource
 from jobs.policy_versions import PolicyVersions
 from jobs.settings import Settings
@@ -19,6 +20,7 @@ from jobs.store import Store, connect
 from worker.admission import Policies
 from worker.attempt import Workshop
 from worker.keeper import Keeper
+from worker.live import PATIENCE, Live
 from worker.reaper import Reaper
 from worker.stop import Reason, Stops
 from worker.task import Runner
@@ -38,7 +40,8 @@ class Worker:
         store = Store(redis, lease=settings.lease)
         self._policies = PolicySource(settings.policies)
         policies = Policies(self._policies, PolicyVersions(redis))
-        workshop = Workshop(store, policies, settings.launcher, settings.image_host)
+        self._live = Live()
+        workshop = Workshop(store, policies, settings.launcher, settings.image_host, self._live)
         self._stops = Stops()
         self._keeper = Keeper(self.name, settings, store, self._stops, Reaper(store))
         register(self.app, Runner(self.name, workshop, self._stops))
@@ -57,11 +60,13 @@ class Worker:
         )
         signals.worker_shutting_down.connect(self._on_stop)
         self._keeper.start()
+        self._live.start(LiveOutput(connect(self._settings, PATIENCE)))
         log.info("working", worker=self.name, slots=self._settings.slots, redis=self._settings.redis_shown)
         try:
             with self._policies.watched():
                 consumer.start()
         finally:
+            self._live.stop()
             self._keeper.stop()
             log.info("stopped", worker=self.name)
         return int(consumer.exitcode or 0)

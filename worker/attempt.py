@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.job import Attempt, JobResult
+from jobs.live import Stream
+from jobs.metrics import metrics
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
@@ -18,6 +20,7 @@ from policies.policy import Policy
 from worker import memfile
 from worker.admission import Policies, admitted_again, demand_floor
 from worker.artifacts import collect
+from worker.live import Broadcast, Live
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
@@ -37,12 +40,13 @@ LAUNCHER_PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Workshop:
-    """What attempts are made with: the store, the policies, and the launcher of this machine."""
+    """What attempts are made with: the store, the policies, this machine's launcher, and who watches."""
 
     store: Store
     policies: Policies
     launcher: Path
     image_host: bool = True
+    live: Live = field(default_factory=Live)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Planned:
 
     asked: Step
     admitted: AdmittedStep
-    first: bool
+    index: int
     last: bool
 
 
@@ -64,20 +68,24 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
         StoppedError: the attempt is to stop, for a reason of ours.
         redis.RedisError: artifacts could not be stored.
     """
-    policy, steps = _admitted(attempt, workshop)
+    with _phase("admit"):
+        policy, steps = _admitted(attempt, workshop)
     results: list[StepResult] = []
     try:
-        with _session(workshop.launcher, stop) as session:
+        with _session(workshop.launcher, stop) as session, workshop.live.of(attempt) as broadcast:
             stand_on_floor(policy, session)
             for step in steps:
-                ended = _run(session, step, policy, attempt.job.spec, stop)
+                ended = _run(session, step, policy, attempt.job.spec, stop, broadcast)
                 results.append(result_of(step, ended))
                 if not results[-1].outcome.succeeded:
                     break
+                if not step.last:
+                    broadcast.end_step(step.index, results[-1])
             outcome = results[-1].outcome
             if outcome.kind is OutcomeKind.CANCELLED:
                 return _stopped(stop, results, len(steps))
-            artifacts, errors = collect(session, attempt, policy, workshop.store)
+            with _phase("collect"):
+                artifacts, errors = collect(session, attempt, policy, workshop.store)
             return JobResult(
                 outcome=outcome, steps=tuple(results), artifacts=artifacts, artifact_errors=errors
             )
@@ -105,7 +113,7 @@ def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planne
     policy, admission = admitted_again(attempt.job, workshop.policies, workshop.image_host)
     pairs = zip(attempt.job.spec.sequence, admission.steps, strict=True)
     count = len(admission.steps)
-    return policy, [Planned(*pair, first=n == 0, last=n == count - 1) for n, pair in enumerate(pairs)]
+    return policy, [Planned(*pair, index=n, last=n == count - 1) for n, pair in enumerate(pairs)]
 
 
 def stand_on_floor(policy: Policy, session: Session) -> None:
@@ -120,7 +128,8 @@ def _session(launcher: Path, stop: Stop) -> Session:
     deadline, pause = time.monotonic() + LAUNCHER_PATIENCE, 0.05
     while True:
         try:
-            return Session(str(launcher))
+            with _phase("session"):
+                return Session(str(launcher))
         except SandboxError:
             if time.monotonic() > deadline:
                 raise
@@ -129,7 +138,9 @@ def _session(launcher: Path, stop: Stop) -> Session:
         pause = min(2 * pause, 1.0)
 
 
-def _run(session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: Stop) -> Ended:
+def _run(
+    session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: Stop, broadcast: Broadcast
+) -> Ended:
     """Run one step; the first one brings the job's files into the workspace."""
     with ExitStack() as stack:
 
@@ -139,10 +150,23 @@ def _run(session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: S
             return descriptor
 
         stdin = memory("stdin", [step.asked.stdin.data])
-        files = memory("files", memfile.packed(spec.files)) if spec.files and step.first else None
+        files = memory("files", memfile.packed(spec.files)) if spec.files and step.index == 0 else None
         plan = plan_of(step, spec.image, policy)
         kill = step.asked.on_output_limit == "kill"
-        return supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop)
+
+        def heard(stream: Stream, chunk: bytes) -> None:
+            broadcast.feed(step.index, stream, chunk)
+
+        begun = time.monotonic()
+        ended = supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop, heard)
+        ran = ended.report["usage"]["wall_time"]
+        metrics.observe("sandbox_phase_seconds", ran, phase="run")
+        metrics.observe("sandbox_phase_seconds", time.monotonic() - begun - ran, phase="sandbox")
+        return ended
+
+
+def _phase(name: str) -> AbstractContextManager[None]:
+    return metrics.timed("sandbox_phase_seconds", phase=name)
 
 
 def plan_of(step: Planned, image: str, policy: Policy) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two threads beside a worker's jobs: a timer for leases, heartbeat, reaper; an ear for cancellations."""
+"""Two threads beside a worker's jobs: a timer for leases, heartbeat, reaper, metrics; an ear for cancellations."""
 
 import os
 import threading
@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 from redis.exceptions import RedisError
 
+from jobs.metrics import FLUSH, metrics
 from jobs.settings import Settings
 from jobs.store import Renewal, Store
 from jobs.workers import HostFacts, Workers, WorkerStatus
@@ -64,6 +65,7 @@ class Keeper:
             Every(HEARTBEAT, self._beat),  # before the sweep: it opens the window through which jobs come
             Every(min(SWEEP, third), reaper.sweep),
             Every(0, self._look_at_deadlines),
+            Every(FLUSH, self._flush),
         ]
         self._tick = min(0.5, third / 2)
         self._end = threading.Event()
@@ -83,6 +85,7 @@ class Keeper:
         for thread in self._threads:
             thread.join(timeout=3)
         Every(0, lambda: self._workers.farewell(self._name)).turn()
+        Every(0, self._flush).turn()
 
     def _keep(self) -> None:
         while not self._end.is_set():
@@ -118,6 +121,10 @@ class Keeper:
                 host=host,
             )
         )
+
+    def _flush(self) -> None:
+        if not metrics.flush(self._store.redis):
+            log.warning("metrics_not_flushed")
 
     def _listen(self) -> None:
         while not self._end.is_set():

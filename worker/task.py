@@ -7,9 +7,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from jobs.job import Attempt, JobResult
+from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.store import Failure
-from jobs.usage import charge_of
 from worker.admission import NotAdmittedError
 from worker.attempt import Workshop, run_attempt
 from worker.sandbox.errors import SandboxError
@@ -45,13 +45,15 @@ class Runner:
                 log.info("duplicate_delivery")
                 return
             try:
-                attempt = stop.attempt = self._store.claim(job_id, number, self._name)
+                with metrics.timed("sandbox_phase_seconds", phase="claim"):
+                    attempt = stop.attempt = self._store.claim(job_id, number, self._name)
             except RedisError as error:
                 log.warning("claim_failed", error=str(error))  # the sweep publishes it again
                 return
             if attempt is None:
                 log.info("not_to_be_run")
                 return
+            _count_start(attempt)
             with structlog.contextvars.bound_contextvars(tenant=attempt.job.tenant):
                 self._run(attempt, stop)
 
@@ -59,15 +61,19 @@ class Runner:
         begun = time.monotonic()
         try:
             result = self._attempt(attempt, stop)
-            accepted = self._finish(attempt, result)
+            with metrics.timed("sandbox_phase_seconds", phase="finish"):
+                accepted = self._finish(attempt, result)
         except StoppedError as stopped:
+            metrics.count("attempts_total", result=stopped.reason.value)
             if stopped.reason is Reason.SHUTDOWN:
                 self._give_back(attempt)
             log.warning("attempt_stopped", reason=stopped.reason.value)
         except Exception as error:  # whatever it was, it was us: the job gets another attempt
             self._fail(attempt, error)
         else:
-            _log_end(result, accepted, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            _count_end(attempt, accepted, seconds)
+            _log_end(result, accepted, seconds)
 
     def _attempt(self, attempt: Attempt, stop: Stop) -> JobResult:
         try:
@@ -78,10 +84,9 @@ class Runner:
     def _finish(self, attempt: Attempt, result: JobResult) -> bool:
         """Store the result, and wait for a Redis that is away; its lease says whether it is still wanted."""
         deadline, pause = time.monotonic() + FINISH_PATIENCE, 0.05
-        charge = charge_of(result, attempt.job.admission)
         while True:
             try:
-                return self._store.finish(attempt, result, charge)
+                return self._store.finish(attempt, result)
             except RedisError as error:
                 if time.monotonic() > deadline:
                     raise
@@ -90,6 +95,7 @@ class Runner:
             pause = min(2 * pause, PAUSE_MOST)
 
     def _fail(self, attempt: Attempt, error: Exception) -> None:
+        metrics.count("attempts_total", result="failed")
         known = isinstance(error, SandboxError | RedisError)
         log.error("attempt_failed", error=str(error), exc_info=None if known else error)
         time.sleep(RETRY_PAUSE * attempt.number)
@@ -105,6 +111,19 @@ class Runner:
             end()
         except RedisError as error:
             log.warning("left_to_the_reaper", error=str(error))
+
+
+def _count_start(attempt: Attempt) -> None:
+    """Count how long a job waited for its first execution."""
+    if attempt.number == 1 and attempt.job.started_at is not None:
+        waited = attempt.job.started_at - attempt.job.created_at
+        metrics.observe("queue_wait_seconds", waited.total_seconds(), pool=attempt.job.admission.pool)
+
+
+def _count_end(attempt: Attempt, accepted: bool, seconds: float) -> None:
+    metrics.count("attempts_total", result="finished" if accepted else "stale")
+    if accepted:
+        metrics.observe("run_seconds", seconds, pool=attempt.job.admission.pool)
 
 
 def _log_end(result: JobResult, accepted: bool, seconds: float) -> None:

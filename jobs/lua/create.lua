@@ -2,7 +2,7 @@
 -- Accept a new job: budgets, record, place in the backlog, and release of what there is room for. One call: the job
 -- exists completely or not at all, and what is released is in the Celery queue.
 -- KEYS 1 hash   stockade:job:ID
---      2 hash   stockade:idempotency:PROJECT:SHA-256 of the caller's key, or '' (fields: job, body)
+--      2 hash   stockade:idempotency:PROJECT:SHA-256 of the caller's key, if it sent one (fields: job, body)
 -- ARGV 1 id  2 project  3 spec JSON  4 admission JSON  5 retention, ms  6 pool  7 priority class, 0 first
 --      8 max_queue_time, ms  9 deadline, ms since the epoch, or ''  10 labels JSON  11 policy's name
 --      12 SHA-256 of the body  13 who asked, for the audit log
@@ -14,7 +14,7 @@ local id, project, pool = ARGV[1], ARGV[2], ARGV[6]
 local now = clock()
 local created = redis.call('HGET', KEYS[1], 'created')
 if created then return {'created', tonumber(created)} end
-if KEYS[2] ~= '' then
+if KEYS[2] then
   local used = redis.call('HMGET', KEYS[2], 'job', 'body')
   if used[1] then return {used[2] == ARGV[12] and 'again' or 'mismatch', used[1]} end
 end
@@ -27,7 +27,7 @@ redis.call('HSET', KEYS[1], 'tenant', project, 'state', 'queued', 'attempt', 0, 
   'retention', ARGV[5], 'created', whole(now), 'pool', pool, 'starts_by', whole(starts_by), 'labels', ARGV[10],
   'policy', ARGV[11])
 if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'ends_by', ARGV[9]) end
-if KEYS[2] ~= '' then
+if KEYS[2] then
   redis.call('HSET', KEYS[1], 'idempotency', KEYS[2])
   redis.call('HSET', KEYS[2], 'job', id, 'body', ARGV[12])
 end

@@ -1,7 +1,7 @@
 -- needs: clock
 -- Say that a worker lives, or has stopped; forget those that have been silent for long; count the slots of each pool.
 -- KEYS 1 hash   stockade:workers   worker -> when it was last heard of, ms (server clock), space, JSON about it
---      2 hash   stockade:window    pool -> slots of the live workers that serve it
+--      2 hash   stockade:slots    pool -> slots of the live workers that serve it
 -- ARGV 1 worker  2 JSON about it, or '' when it has stopped  3 silence, ms
 local now, slots = clock(), {}
 if ARGV[2] == '' then

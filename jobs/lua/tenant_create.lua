@@ -1,6 +1,6 @@
 -- Make an organisation with its first project, or one project. All of it exists afterwards, or nothing.
 -- KEYS 1 hash   stockade:tenant_names      name -> id
---      2 set    stockade:projects:ID       ids of the organisation's projects
+--      2 set    stockade:tenant_projects:ID       ids of the organisation's projects
 --      3 hash   stockade:tenant:ID         of the organisation (fields: jobs/tenants.py)
 --      4 hash   stockade:tenant:ID         of the project
 -- ARGV 1 id of the organisation  2 its name, "" when it has to be there already

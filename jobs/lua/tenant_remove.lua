@@ -1,10 +1,10 @@
 -- Remove a project, or an organisation with all of its projects, and their API keys.
 -- KEYS 1 hash   stockade:tenant_names
 --      2 hash   stockade:tenant:ID
---      3 set    stockade:projects:ID   ids of its projects, when it is an organisation
+--      3 set    stockade:tenant_projects:ID   ids of its projects, when it is an organisation
 -- ARGV 1 id  2 "force" to take API keys and further projects along, else ""
 --      3 name of the project that every organisation has
---      prefixes  4 stockade:tenant:  5 stockade:load:  6 stockade:keys:  7 stockade:key:  8 stockade:projects:
+--      prefixes  4 stockade:tenant:  5 stockade:load:  6 stockade:keys:  7 stockade:key:  8 stockade:tenant_projects:
 -- Returns {} when it is done; {"gone"} when there is no such tenant; else what stands against it and the name of
 -- the tenant that has it: {"jobs", name} (queued or running), {"keys", name} or {"project", name}.
 local about = redis.call('HMGET', KEYS[2], 'name', 'parent')

@@ -39,7 +39,7 @@ from jobs.settings import Settings
 from jobs.store import Store, connect
 from stockade import valkey
 from stockade.children import Child
-from tests.dispatch import FREE, open_window
+from tests.dispatch import open_window
 
 
 def step_result(stdout: Output, stderr: Output) -> StepResult:
@@ -99,7 +99,7 @@ class Worker:
         result = JobResult(
             outcome=step.outcome, steps=(step,), artifacts=tuple(artifacts), artifact_errors=errors
         )
-        assert self.store.finish(attempt, result, FREE)
+        assert self.store.finish(attempt, result)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,6 +39,19 @@ def test_ready_needs_a_worker_and_its_launcher(stranger: httpx.Client, store: St
     assert parts()[0] == 503
 
 
+def test_a_redis_that_drops_jobs_is_not_ready(stranger: httpx.Client, store: Store) -> None:
+    """Its maxmemory-policy is looked at each time: it can be changed while it runs."""
+    Workers(store.redis).heartbeat(worker_status("w1"))
+    store.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        answer = stranger.get("/readyz")
+    finally:
+        store.redis.config_set("maxmemory-policy", "noeviction")
+    assert answer.status_code == 503
+    assert "allkeys-lru" in answer.json()["redis"]["message"]
+    assert stranger.get("/readyz").status_code == 200
+
+
 def test_without_redis_it_lives_but_is_not_ready(own_redis: Any, serving: Any) -> None:
     """/readyz says that it is Redis, without its address; /healthz goes on saying yes."""
     with serving(Settings(redis=own_redis.url)).client() as client:

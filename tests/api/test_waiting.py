@@ -21,7 +21,7 @@ from jobs.spec import JobSpec
 from jobs.store import Store, connect
 from policies.admission import admit
 from policies.loader import load_policies
-from tests.dispatch import FREE, open_window
+from tests.dispatch import open_window
 
 SPEC = JobSpec(command={"argv": ("true",)})  # type: ignore[arg-type]
 PROMPT = 2.0  # seconds within which news must have come, on a busy machine; the recheck is after 60
@@ -242,4 +242,4 @@ def begin(caller: httpx.Client, method: str) -> httpx.Response:
 def end(store: Store, attempt: Any) -> None:
     """Finish an attempt without any step."""
     outcome = Outcome(kind=OutcomeKind.CANCELLED, message="It was cancelled.")
-    assert store.finish(attempt, JobResult(outcome=outcome), FREE)
+    assert store.finish(attempt, JobResult(outcome=outcome))

@@ -10,7 +10,7 @@ from redis import Redis
 from jobs.job import ATTEMPTS_MAX, Attempt, JobState
 from jobs.outcome import Artifact, OutcomeKind
 from jobs.store import FINISHED_CHANNEL, Renewal, Store
-from tests.dispatch import DONE, FREE
+from tests.dispatch import DONE
 from tests.jobs.conftest import TENANT, Submit
 
 
@@ -76,7 +76,7 @@ def test_claim_refuses_what_does_not_wait(store: Store, submit: Submit) -> None:
     job = submit()
     assert store.claim("job_unknown", 1, "w1") is None
     assert store.claim(job.id, 2, "w1") is None
-    assert store.finish(claimed(store, job.id), DONE, FREE)
+    assert store.finish(claimed(store, job.id), DONE)
     assert store.claim(job.id, 1, "w1") is None
     assert store.claim(job.id, 2, "w1") is None
 
@@ -85,7 +85,7 @@ def test_finish_ends_the_job_and_announces_it(store: Store, redis: Redis, submit
     """A finished job carries its result, is announced, and is gone after its retention."""
     job = submit()
     attempt = claimed(store, job.id)
-    assert heard(redis, lambda: store.finish(attempt, DONE, FREE)) == [job.id]
+    assert heard(redis, lambda: store.finish(attempt, DONE)) == [job.id]
     finished = store.get(job.id)
     assert finished is not None
     assert finished.state is JobState.FINISHED
@@ -99,8 +99,8 @@ def test_finish_ends_the_job_and_announces_it(store: Store, redis: Redis, submit
 def test_finish_may_be_asked_twice(store: Store, submit: Submit) -> None:
     """A caller whose answer was lost asks again and hears the same; the result stays the first."""
     attempt = claimed(store, submit().id)
-    assert store.finish(attempt, DONE, FREE)
-    assert store.finish(attempt, DONE, FREE)
+    assert store.finish(attempt, DONE)
+    assert store.finish(attempt, DONE)
 
 
 def test_stale_token_is_refused(store: Store, submit: Submit) -> None:
@@ -108,13 +108,13 @@ def test_stale_token_is_refused(store: Store, submit: Submit) -> None:
     job = submit()
     first = claimed(store, job.id)
     assert store.fail_attempt(first, OutcomeKind.SANDBOX_ERROR, "no launcher").next_attempt == 2
-    assert not store.finish(first, DONE, FREE)
+    assert not store.finish(first, DONE)
     second = claimed(store, job.id, 2, "w2")
     assert second.token > first.token
-    assert not store.finish(first, DONE, FREE)
+    assert not store.finish(first, DONE)
     assert not store.fail_attempt(first, OutcomeKind.SANDBOX_ERROR, "late").accepted
     assert store.renew([first, second]) == [Renewal.LOST, Renewal.RENEWED]
-    assert store.finish(second, DONE, FREE)
+    assert store.finish(second, DONE)
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.SANDBOX_ERROR, OutcomeKind.WORKER_LOST])
@@ -196,7 +196,7 @@ def test_cancel_while_running_tells_the_worker(store: Store, submit: Submit) -> 
 def test_cancel_after_the_end_changes_nothing(store: Store, submit: Submit) -> None:
     """The result of a finished job stands."""
     attempt = claimed(store, submit().id)
-    store.finish(attempt, DONE, FREE)
+    store.finish(attempt, DONE)
     after = store.cancel(attempt.job.id, TENANT)
     assert after is not None
     assert after.result == DONE
@@ -239,7 +239,7 @@ def test_artifacts_belong_to_the_attempt_that_finished(store: Store, redis: Redi
     second = claimed(store, job.id, 2)
     store.put_artifact(second, "out.bin", b"\0\xff")
     made = Artifact(path="out.bin", size=2, sha256="0" * 64, mode="0644")
-    store.finish(second, DONE.model_copy(update={"artifacts": (made,)}), FREE)
+    store.finish(second, DONE.model_copy(update={"artifacts": (made,)}))
     assert store.get_artifact(job.id, "out.bin") == b"\0\xff"
     assert store.get_artifact(job.id, "other") is None
     assert store.get_artifact("job_unknown", "out.bin") is None
@@ -249,9 +249,9 @@ def test_artifacts_belong_to_the_attempt_that_finished(store: Store, redis: Redi
 
 def test_each_step_of_a_job_is_one_round_trip(store: Store, redis: Redis, submit: Submit) -> None:
     """Creating, claiming and finishing a job cost one command each."""
-    store.finish(claimed(store, submit().id), DONE, FREE)  # loads the scripts
+    store.finish(claimed(store, submit().id), DONE)  # loads the scripts
     redis.config_resetstat()
-    store.finish(claimed(store, submit().id), DONE, FREE)
+    store.finish(claimed(store, submit().id), DONE)
     calls = {
         name.removeprefix("cmdstat_"): stats["calls"] for name, stats in redis.info("commandstats").items()
     }

@@ -13,7 +13,7 @@ def status(name: str, **about: object) -> WorkerStatus:
 
 def window(redis: Redis) -> dict[str, int]:
     """The slots of each pool."""
-    return {pool.decode(): int(slots) for pool, slots in redis.hgetall("stockade:window").items()}
+    return {pool.decode(): int(slots) for pool, slots in redis.hgetall("stockade:slots").items()}
 
 
 def test_workers_are_known_while_they_beat(redis: Redis) -> None:

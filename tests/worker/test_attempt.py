@@ -11,7 +11,6 @@ from jobs.outcome import OutcomeKind
 from jobs.policy_versions import PolicyVersions
 from jobs.store import Store
 from policies.loader import load_policies
-from tests.dispatch import FREE
 from tests.worker.conftest import Claim, until
 from tests.worker.fake_launcher import FakeLauncher
 from worker import attempt as attempts
@@ -143,7 +142,7 @@ def test_artifacts_are_kept_with_their_digests(workshop: Workshop, claim: Claim,
     ]
     assert result.artifacts[0].sha256 == hashlib.sha256(b"one").hexdigest()
     assert [(error.path, error.error) for error in result.artifact_errors] == [("d.txt", "not_regular_file")]
-    store.finish(claimed, result, FREE)
+    store.finish(claimed, result)
     assert store.get_artifact(claimed.job.id, "d.txt/b") == b"two"
 
 

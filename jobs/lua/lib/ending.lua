@@ -7,6 +7,7 @@
 --   zset   stockade:jobs:PROJECT its jobs -> when they were accepted, ms
 --   stream stockade:events       every change of a job's state: job, tenant, state, outcome, attempt, at
 --   channel stockade:finished    ids of jobs that end
+--   hash   stockade:metrics      counters (jobs/metrics.py); here jobs_finished_total|KIND|POOL
 local BACKSTOP = 86400000  -- ms after which an expired job vanishes by itself if nobody sweeps
 local EVENTS = 100000
 
@@ -35,7 +36,7 @@ local function leave(id, job, now)
   if redis.call('ZREM', backlog, id) == 1 then
     count(project, 'queued', -1)
     if redis.call('EXISTS', backlog) == 0 then
-      redis.call('ZREM', 'stockade:turn:' .. pool .. ':' .. organisation(project), project)
+      redis.call('ZREM', 'stockade:order:' .. pool .. ':' .. organisation(project), project)
     end
     return
   end
@@ -78,6 +79,7 @@ local function finish(id, job, ending, charge, now)
   redis.call('ZADD', 'stockade:expiry', whole(expires), id)
   leave(id, job, now)
   account(job.tenant, ending[1], charge, now)
+  redis.call('HINCRBY', 'stockade:metrics', 'jobs_finished_total|' .. ending[1] .. '|' .. job.pool, 1)
   announce(id, job.tenant, 'finished', ending[1], job.attempt, now)
   redis.call('PUBLISH', 'stockade:finished', id)
   release(job.pool, now, 16)

@@ -13,10 +13,10 @@
 --
 -- Keys:
 --   set  stockade:pools                   names of the pools that ever had a job
---   hash stockade:window                  pool -> slots of the live workers that serve it (heartbeat.lua)
+--   hash stockade:slots                  pool -> slots of the live workers that serve it (heartbeat.lua)
 --   zset stockade:backlog:POOL:PROJECT    job id -> priority class * 2^48 + number of its arrival
---   zset stockade:turn:POOL               organisations that have something to release -> pass
---   zset stockade:turn:POOL:ORGANISATION  projects of it that have something to release -> pass
+--   zset stockade:order:POOL               organisations that have something to release -> pass
+--   zset stockade:order:POOL:ORGANISATION  projects of it that have something to release -> pass
 --   hash stockade:pass:POOL               organisation -> its latest pass; '' -> pass that was served last
 --   hash stockade:pass:POOL:ORGANISATION  project -> the same within the organisation
 --   zset stockade:parked                  POOL|TENANT -> when to look at it again, ms
@@ -51,8 +51,8 @@ end
 -- Let a project that has a backlog, and its organisation, take their turns.
 local function activate(pool, project)
   local group = organisation(project)
-  join('stockade:turn:' .. pool .. ':' .. group, 'stockade:pass:' .. pool .. ':' .. group, project)
-  join('stockade:turn:' .. pool, 'stockade:pass:' .. pool, group)
+  join('stockade:order:' .. pool .. ':' .. group, 'stockade:pass:' .. pool .. ':' .. group, project)
+  join('stockade:order:' .. pool, 'stockade:pass:' .. pool, group)
 end
 
 -- Move a tenant's pass by `seconds` of slot time; its place in the order with it.
@@ -63,8 +63,8 @@ end
 
 local function move_both(pool, project, seconds)
   local group = organisation(project)
-  move('stockade:turn:' .. pool .. ':' .. group, 'stockade:pass:' .. pool .. ':' .. group, project, seconds)
-  move('stockade:turn:' .. pool, 'stockade:pass:' .. pool, group, seconds)
+  move('stockade:order:' .. pool .. ':' .. group, 'stockade:pass:' .. pool .. ':' .. group, project, seconds)
+  move('stockade:order:' .. pool, 'stockade:pass:' .. pool, group, seconds)
 end
 
 -- ms after which a tenant that may have no further job now is looked at again; nil when it may.
@@ -87,8 +87,8 @@ end
 local function unpark(pool, id)
   if redis.call('ZREM', 'stockade:parked', pool .. '|' .. id) == 0 then return end
   if redis.call('EXISTS', 'stockade:backlog:' .. pool .. ':' .. id) == 1 then activate(pool, id) end
-  if redis.call('EXISTS', 'stockade:turn:' .. pool .. ':' .. id) == 1 then
-    join('stockade:turn:' .. pool, 'stockade:pass:' .. pool, id)
+  if redis.call('EXISTS', 'stockade:order:' .. pool .. ':' .. id) == 1 then
+    join('stockade:order:' .. pool, 'stockade:pass:' .. pool, id)
   end
 end
 
@@ -99,7 +99,7 @@ end
 -- The project whose turn it is, with the order that it stands in; nil when nobody has anything to release. Tenants
 -- that are barred are parked on the way, some at a time.
 local function next_project(pool, now)
-  local groups = 'stockade:turn:' .. pool
+  local groups = 'stockade:order:' .. pool
   for _ = 1, 64 do
     local group = redis.call('ZRANGE', groups, 0, 0)[1]
     if not group then return nil end
@@ -122,7 +122,7 @@ end
 -- Note whose turn it was, and charge what the project's jobs usually take. Answers the seconds.
 local function serve(pool, project)
   local group = organisation(project)
-  local groups, order = 'stockade:turn:' .. pool, 'stockade:turn:' .. pool .. ':' .. group
+  local groups, order = 'stockade:order:' .. pool, 'stockade:order:' .. pool .. ':' .. group
   local passes, within = 'stockade:pass:' .. pool, 'stockade:pass:' .. pool .. ':' .. group
   local pass, inner = redis.call('ZSCORE', groups, group), redis.call('ZSCORE', order, project)
   advance(passes, group, pass)
@@ -134,7 +134,7 @@ end
 
 -- Release jobs of a pool as long as there is room in its window, `most` at a time. Answers how many.
 local function release(pool, now, most)
-  local slots = tonumber(redis.call('HGET', 'stockade:window', pool) or 0)
+  local slots = tonumber(redis.call('HGET', 'stockade:slots', pool) or 0)
   local taken = redis.call('ZCARD', 'stockade:released:' .. pool) + redis.call('ZCARD', 'stockade:leases:' .. pool)
   -- A job of another tenant that comes now waits for at most one job's length: while each slot ends one job, all
   -- that stands in the queue has been taken, as long as that is fewer than there are slots.
