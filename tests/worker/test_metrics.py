@@ -8,7 +8,9 @@ from redis import Redis
 
 from jobs.measures import MEASURES
 from jobs.metrics import Metrics, metrics, stored
+from jobs.settings import Settings
 from jobs.store import Store
+from tests.dispatch import open_window
 from tests.worker.conftest import Submit, until
 from tests.worker.fake_launcher import FakeLauncher
 from worker import task
@@ -26,7 +28,8 @@ def runner(workshop: Workshop, launcher: FakeLauncher, monkeypatch: pytest.Monke
     """A runner over the fake launcher; what this process counted before is forgotten."""
     monkeypatch.setattr(task, "RETRY_PAUSE", 0.0)
     monkeypatch.setattr(metrics, "_held", {})
-    return Runner("w1", workshop, Stops(), lambda *_: None)
+    open_window(workshop.store.redis)
+    return Runner("w1", workshop, Stops())
 
 
 def counted(redis: Redis, name: str) -> Mapping[tuple[str, ...], float]:
@@ -91,12 +94,12 @@ def test_a_stopped_attempt_is_counted_by_its_reason(
 
 
 def test_the_keeper_brings_it_to_redis(
-    store: Store, workshop: Workshop, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    store: Store, settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the heartbeat, and what is left when the worker stops."""
     own = Metrics()
     monkeypatch.setattr("worker.keeper.metrics", own)
-    keeper = Keeper("w1", 4, workshop.launcher, store, Stops(), Reaper(store, lambda *_: None))
+    keeper = Keeper("w1", settings, store, Stops(), Reaper(store))
 
     def sum_of() -> float:
         return sum(parts[""] for parts in stored(redis).get(MEASURES["attempts_total"], {}).values())
