@@ -95,7 +95,7 @@ def test_broken_drafts_are_logged_and_keep_nothing_back(directory: Path) -> None
 
 def test_a_watched_directory_is_looked_at_by_itself(directory: Path) -> None:
     """Within moments of the change the new policies are in force, and whoever asked for it is told."""
-    source = PolicySource(directory)
+    source, before = PolicySource(directory), set(threading.enumerate())
     told: list[PolicySet] = []
     with source.watched(told.append, pause=0.01):
         (directory / "new").write_text(MINE.replace("8", "6"))
@@ -105,4 +105,4 @@ def test_a_watched_directory_is_looked_at_by_itself(directory: Path) -> None:
             time.sleep(0.01)
     assert told == [source.current]
     assert pids(source) == 6
-    assert "policies" not in [thread.name for thread in threading.enumerate()]
+    assert "policies" not in {thread.name for thread in set(threading.enumerate()) - before}
