@@ -5,9 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import structlog
 from anyio import CapacityLimiter
 from fastapi import Request
 from redis import Redis
+from redis.exceptions import RedisError
 
 from api.auth import Authenticator
 from api.body import BodyReader
@@ -33,6 +35,8 @@ from jobs.workers import Workers
 from policies.loader import PolicySet
 from policies.policy import Policy
 from policies.units import MIB
+
+log = structlog.get_logger(__name__)
 
 REDIS_TIMEOUT = 5.0  # seconds that a request waits for a Redis that is silent; then it is 503
 BESIDE_FILES = 4 * MIB  # bytes of a body that are not files: arguments, standard input, JSON itself
@@ -113,13 +117,18 @@ def _on_policies(
 ) -> tuple[Callable[[PolicySet], None], Callable[[str], None]]:
     """What is done when other policies come into force, and when their documents are not taken."""
 
+    def record(action: str, **about: object) -> None:
+        try:
+            audit.record(redis, audit.PLATFORM, audit.SERVICE, action, **about)
+        except RedisError as error:
+            log.warning("policies_not_recorded", action=action, reason=str(error))
+
     def changed(found: PolicySet) -> None:
         bodies.take(max_body(found.policies))
-        digests = {name: policy.digest for name, policy in found.policies.items()}
-        audit.record(redis, audit.PLATFORM, audit.SERVICE, "policy.reloaded", policies=digests)
+        record("policy.reloaded", policies={name: each.digest for name, each in found.policies.items()})
 
     def rejected(trouble: str) -> None:
-        audit.record(redis, audit.PLATFORM, audit.SERVICE, "policy.rejected", trouble=trouble)
+        record("policy.rejected", trouble=trouble)
 
     return changed, rejected
 

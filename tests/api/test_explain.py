@@ -151,6 +151,10 @@ def test_a_changed_document_is_in_force_without_a_restart(
     job = own.post("/v1/jobs", json={**TRUE, "policy": "mine"}).json()
     assert job["admission"]["steps"][0]["limits"]["pids"] == 9
     eventually(lambda: own.services.bodies._max_body > 40 << 20)
+    eventually(lambda: redis_client.xlen("stockade:audit:platform") == 1)
+    [(_, entry)] = redis_client.xrange("stockade:audit:platform")
+    assert entry[b"action"] == b"policy.reloaded"
+    assert own.get("/v1/policies/mine").json()["digest"] != before
 
 
 def test_a_broken_document_is_told_by_readyz_and_nothing_stops(
