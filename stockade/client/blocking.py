@@ -52,8 +52,8 @@ class Client:
             url: where the service is; the default is the variable `STOCKADE_URL`.
             key: the API key; the default is the variable `STOCKADE_KEY`.
             timeout: seconds that one try may take to connect, to send, and to get each part of the answer.
-            patience: seconds for which a call is tried again while the service cannot be reached, is busy (429)
-                or unavailable (503); 0 for one try only.
+            patience: seconds after its first failure for which a call is tried again, while the service cannot
+                be reached, is busy (429) or unavailable (503); 0 for one try only.
             transport: what sends the requests in place of the network.
 
         Raises:
@@ -110,7 +110,7 @@ class Client:
             NotInTime: it has not within `timeout` seconds; it goes on.
         """
         submit = partial(call.submit, document(job, fields), idempotency_key=call.new_key())
-        return self._driver.run(plan.ran(submit, timeout, self._patience))
+        return self._driver.run(plan.finished(submit, timeout, self._patience))
 
     def batch(
         self, jobs: Iterable[JobLike], *, idempotency_key: str | None = None
@@ -134,7 +134,7 @@ class Client:
             NotInTime: it has not within `timeout` seconds.
             NotFound: there is no such job.
         """
-        return self._driver.run(plan.waited(job_id, timeout, self._patience))
+        return self._driver.run(plan.finished(partial(call.get, job_id), timeout, self._patience))
 
     def events(self, job_id: str, *, after: str | None = None) -> Generator[Event, None, None]:
         """What the job does and writes, while it does, from its beginning to `finished`.

@@ -85,7 +85,7 @@ class AsyncClient:
     ) -> JobView:
         """Hand in a job and wait until it has finished; see `Client.run`."""
         submit = partial(call.submit, document(job, fields), idempotency_key=call.new_key())
-        return await self._driver.run(plan.ran(submit, timeout, self._patience))
+        return await self._driver.run(plan.finished(submit, timeout, self._patience))
 
     async def batch(
         self, jobs: Iterable[JobLike], *, idempotency_key: str | None = None
@@ -104,7 +104,7 @@ class AsyncClient:
 
     async def wait(self, job_id: str, *, timeout: float | None = None) -> JobView:
         """The job once it has finished; see `Client.wait`."""
-        return await self._driver.run(plan.waited(job_id, timeout, self._patience))
+        return await self._driver.run(plan.finished(partial(call.get, job_id), timeout, self._patience))
 
     def events(self, job_id: str, *, after: str | None = None) -> AsyncGenerator[Event]:
         """What the job does and writes, while it does; see `Client.events`.

@@ -1,6 +1,7 @@
 """Plans: the conversations that are more than one request and its answer."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO, TypeVar
@@ -37,37 +38,33 @@ def answered(asked: Call[T], patience: Patience) -> Plan[T]:
     return asked.read(checked(answer))
 
 
-def waited(job_id: str, timeout: float | None, patience: Patience) -> Plan[JobView]:
-    """The job once it has finished. Raises NotInTime when that takes longer than `timeout` seconds."""
-    return (yield from _finished(partial(call.get, job_id), partial(call.get, job_id), timeout, patience))
-
-
-def ran(submit: Callable[[float], Call[JobView]], timeout: float | None, patience: Patience) -> Plan[JobView]:
-    """The job that `submit` hands in, once it has finished. Raises NotInTime."""
-    return (yield from _finished(submit, None, timeout, patience))
-
-
-def _finished(
-    first: Callable[[float], Call[JobView]],
-    then: Callable[[float], Call[JobView]] | None,
-    timeout: float | None,
-    patience: Patience,
+def finished(
+    first: Callable[[float], Call[JobView]], timeout: float | None, patience: Patience
 ) -> Plan[JobView]:
+    """A job once it has finished.
+
+    Args:
+        first: the call that hands it in or looks at it, and waits for its end for so many seconds.
+        timeout: seconds that this may take in all; None for as long as it takes.
+        patience: for each of the calls.
+
+    Raises:
+        NotInTime: it took longer.
+    """
     clock = patience.clock
-    deadline = None if timeout is None else clock() + timeout
+    deadline = math.inf if timeout is None else clock() + timeout
     ask = first
     while True:
         begun = clock()
-        seconds = POLL if deadline is None else max(0.0, min(POLL, deadline - begun))
+        seconds = max(0.0, min(POLL, deadline - begun))
         job = yield from answered(ask(seconds), patience)
         if job.finished:
             return job
-        ask = then or partial(call.get, job.id)
-        now = clock()
-        if timeout is not None and deadline is not None and now >= deadline:
+        ask = partial(call.get, job.id)
+        if timeout is not None and clock() >= deadline:
             raise NotInTime(job, timeout)
-        if now < begun + seconds:  # a service that stops answers at once
-            yield Sleep(min(PAUSE, begun + seconds - now))
+        if (early := begun + seconds - clock()) > 0:  # a service that is about to stop answers at once
+            yield Sleep(min(PAUSE, early))
 
 
 def listed(wanted: Filter, patience: Patience) -> Giving[JobSummary]:

@@ -36,14 +36,14 @@ class Patience:
 def retried(attempt: Callable[[], Plan[httpx.Response]], patience: Patience) -> Plan[httpx.Response]:
     """The answer of an attempt, repeated while the service cannot be reached, is busy or unavailable.
 
-    Waits for as long as `Retry-After` says, else ever longer. Where that would take more than the patience,
-    the failure is raised at once.
+    Waits for as long as `Retry-After` says, else ever longer. Where that would take more than the patience, which
+    begins with the first failure, the failure is raised at once.
 
     Raises:
         Unreachable: no answer came.
         ApiError: 429 or 503, for longer than the patience.
     """
-    deadline = patience.clock() + patience.seconds
+    deadline: float | None = None
     lost = False
     for number in count():
         delay = backoff(number)
@@ -63,7 +63,9 @@ def retried(attempt: Callable[[], Plan[httpx.Response]], patience: Patience) -> 
             after = retry_after(answer)
             failure = problem_of(answer, after)
             delay = delay if after is None else after
-        if patience.clock() + delay > deadline:
+        now = patience.clock()
+        deadline = now + patience.seconds if deadline is None else deadline
+        if now + delay > deadline:
             raise failure
         yield Sleep(delay)
     raise AssertionError("there is always a next number")

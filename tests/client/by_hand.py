@@ -6,6 +6,10 @@ from typing import Any
 
 import httpx
 
+from jobs.job_view import JobView
+from jobs.spec import JobSpec
+from policies.admission import admit
+from policies.loader import load
 from stockade.client.effect import Give, Giving, Next, Open, Plan, Send, Sleep, Work, given
 from stockade.client.retry import Patience
 
@@ -87,3 +91,13 @@ def problem(status: int, kind: str, detail: str = "because", **more: Any) -> htt
     headers = {"Retry-After": str(more.pop("retry_after"))} if "retry_after" in more else {}
     body = {"type": f"urn:stockade:problem:{kind}", "title": "No", "status": status, "detail": detail} | more
     return httpx.Response(status, json=body, headers=headers)
+
+
+def job_view(state: str = "queued", **more: Any) -> dict[str, Any]:
+    """A job as the API shows it."""
+    admission = admit(JobSpec(command={"argv": ("true",)}), load().policies["default"])
+    empty: dict[str, Any] = dict.fromkeys(JobView.model_fields)
+    known = {"id": "job_1", "state": state, "attempt": 0, "created_at": "2026-01-01T00:00:00Z", "labels": {}}
+    known |= {"pool": "default", "priority": "normal", "admission": admission}
+    lists = {"steps": (), "artifacts": (), "artifact_errors": ()}
+    return JobView(**empty | known | lists | more).model_dump(mode="json")

@@ -9,14 +9,10 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from jobs.job_view import JobView
-from jobs.spec import JobSpec
-from policies.admission import admit
-from policies.loader import load
 from stockade import service
 from stockade.cli import main
 from stockade.client import Client
-from tests.client.by_hand import problem
+from tests.client.by_hand import job_view, problem
 
 AT = "2026-01-01T00:00:00Z"
 JOB = {"id": "job_1", "state": "queued"}
@@ -83,13 +79,7 @@ def accepted(template: dict[str, Any]) -> httpx.Response:
 @pytest.fixture
 def view() -> dict[str, Any]:
     """A job that was accepted, as the API shows it."""
-    admission = admit(JobSpec(command={"argv": ("true",)}), load().policies["default"])
-    view = JobView(
-        **dict.fromkeys(JobView.model_fields)
-        | {"id": "job_1", "state": "queued", "attempt": 0, "created_at": AT, "labels": {}, "pool": "default"}
-        | {"priority": "normal", "admission": admission, "steps": (), "artifacts": (), "artifact_errors": ()}
-    )
-    return view.model_dump(mode="json")
+    return job_view()
 
 
 def test_submit_says_the_whole_job_and_prints_its_id(
