@@ -29,9 +29,10 @@ class Access:
         """Whether the address is this machine itself, which no proxy can reach for us."""
         host = httpx.URL(self.url).host
         try:
-            return ip_address(host).is_loopback
+            address = ip_address(host)
         except ValueError:
             return host == "localhost"
+        return address.is_loopback or address.is_unspecified
 
 
 def access(url: str | None, key: str | None, environment: Mapping[str, str] = os.environ) -> Access:

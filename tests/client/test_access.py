@@ -50,7 +50,7 @@ def test_what_cannot_be_used_is_refused_without_showing_the_key(
 
 def test_only_another_machine_is_asked_through_a_proxy() -> None:
     """The proxies of the environment cannot reach our own loopback addresses."""
-    for url in ("http://127.0.0.1:1", "http://localhost", "http://[::1]:80"):
+    for url in ("http://127.0.0.1:1", "http://localhost", "http://[::1]:80", "http://0.0.0.0:1"):
         assert Access(url, KEY).local
     for url in ("http://example.com", "http://192.0.2.1", "http://localhost.example"):
         assert not Access(url, KEY).local

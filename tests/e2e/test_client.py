@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,29 @@ def test_a_job_is_followed_and_its_status_passed_on(service: Service) -> None:
     assert done.stdout == b"a\xffin"
     assert done.stderr.startswith(b"b\nstockade job: signaled: ")
     assert done.returncode == 128 + 11
+
+
+def test_ctrl_c_cancels_the_job_that_is_followed(service: Service) -> None:
+    """A signal to the command ends the program in its sandbox, and the command says so."""
+    program = ["sh", "-c", "echo started; exec sleep 60"]
+    command = [
+        STOCKADE,
+        "job",
+        "submit",
+        "--follow",
+        "--state",
+        service.up.state,
+        "--label",
+        "of=ctrl-c",
+        "--",
+        *program,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"started\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        said = process.stderr.read().decode()
+    (job,) = service.api.list(labels={"of": "ctrl-c"})
+    assert said == f"stockade job: {job.id} is cancelled\n"
+    assert service.finished(job.id)["outcome"]["kind"] == "cancelled"
