@@ -47,9 +47,11 @@ def job() -> None:
 @click.option("--image", help="Image to run in.")
 @click.option("--pool", help="Kind of worker to run on.")
 @click.option(
-    "--priority", type=click.Choice([each.value for each in Priority]), help="Among one's own jobs."
+    "--priority",
+    type=click.Choice([each.value for each in Priority]),
+    help="Which of one's own jobs go first.",
 )
-@limit_options
+@limit_options()
 @click.option(
     "--file", "files", multiple=True, metavar="LOCAL[:PATH]", help="Copy a local file into the workspace."
 )

@@ -10,13 +10,17 @@ from policies.limits import Limits
 from policies.violation import Violation, sentence
 
 
-def limit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each limit, with the limit's own name and description."""
-    for name, about in reversed(Limits.model_fields.items()):
-        help_text = (about.description or "").split(". ")[0].rstrip(".") + "."
-        help_text += " Only with --json." if name == "output" else ""
-        command = click.option(f"--{name.replace('_', '-')}", name, metavar="N", help=help_text)(command)
-    return command
+def limit_options(**notes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One option for each limit, with the limit's own name and description, and a note where there is one."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for name, about in reversed(Limits.model_fields.items()):
+            about_it = (about.description or "").split(". ")[0].rstrip(".") + "."
+            help_text = " ".join((about_it, *filter(None, [notes.get(name)])))
+            command = click.option(f"--{name.replace('_', '-')}", name, metavar="N", help=help_text)(command)
+        return command
+
+    return add
 
 
 def given(limits: dict[str, str | None]) -> dict[str, str | int | float]:

@@ -73,7 +73,7 @@ class Run:
     help="Directory of policies (YAML) beside the built-in ones.",
 )
 @click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run in.")
-@limit_options
+@limit_options(output="Only with --json.")
 @click.option(
     "--file",
     "files",
