@@ -66,8 +66,9 @@ def test_the_frameworks_own_refusals_are_problems_too(
 
 
 def test_a_wrong_method_is_told_the_right_ones(client: httpx.Client) -> None:
-    """405 has an Allow header (RFC 9110)."""
-    assert client.delete("/v1/jobs").headers["allow"] == "POST"
+    """405 has an Allow header (RFC 9110) with every method of the address."""
+    assert client.delete("/v1/jobs").headers["allow"] == "GET, POST"
+    assert client.put("/v1/jobs/job_1").headers["allow"] == "DELETE, GET"
 
 
 @pytest.mark.parametrize("error", [RedisError("gone")])
