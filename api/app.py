@@ -25,6 +25,7 @@ from api import (
     webhooks,
 )
 from api.access import AccessLog
+from api.addresses import Addresses
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
 from api.job_view import JobView
@@ -103,11 +104,12 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(AccessLog)
-    problems.install(app)
-    for routes in (
+    parts = (
         *(jobs, explain, events, outputs, artifacts, policies),
         *(keys, webhooks, quota, usage, audit, health),
-    ):
-        app.include_router(routes.router)
+    )
+    for part in parts:
+        app.include_router(part.router)
+    problems.install(app, Addresses(route for part in parts for route in part.router.routes))
     documentation.install(app, MODELS)
     return app

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, JsonValue
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
+from api.addresses import Addresses
 from policies.model import Frozen
 from policies.violation import Violation, field_path, shown
 
@@ -161,8 +162,8 @@ def invalid(errors: tuple[Violation, ...], kind: Kind = INVALID_REQUEST) -> Prob
     return ProblemError(kind, f"{count} not {verb}: {named}", errors=errors[:MAX_ERRORS])
 
 
-def install(app: FastAPI) -> None:
-    """Make problem details of everything that a route, the framework or Redis raises."""
+def install(app: FastAPI, addresses: Addresses) -> None:
+    """Make problem details of everything that a route of `addresses`, the framework or Redis raises."""
 
     async def problem(_: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)
@@ -174,7 +175,7 @@ def install(app: FastAPI) -> None:
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _from_framework(request, error).response()
+        return _from_framework(request, error, addresses).response()
 
     async def redis(_: Request, error: Exception) -> Response:
         log.error("redis_failed", error=type(error).__name__, reason=str(error))
@@ -192,9 +193,9 @@ def _parameter(detail: Any) -> Violation:
     return Violation(field=field, got=shown(detail["input"]), allowed=allowed, message=f"must be {allowed}")
 
 
-def _from_framework(request: Request, error: HTTPException) -> ProblemError:
+def _from_framework(request: Request, error: HTTPException, addresses: Addresses) -> ProblemError:
     if error.status_code == METHOD_NOT_ALLOWED.status:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(addresses.methods(request.scope)) or (error.headers or {}).get("Allow", "")
         detail = f"{request.method} is not one of the methods of this address: {allowed}."
         return ProblemError(METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
     if error.status_code == NOT_FOUND.status:
