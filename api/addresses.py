@@ -23,7 +23,9 @@ class Addresses:
         """The methods that the address of a request takes, sorted; none when it fits no pattern."""
         fitting = [route for route in self._routes if route.matches(scope)[0] is not Match.NONE]
         best = max((_exactness(route) for route in fitting), default=0)
-        return sorted({method for route in fitting if _exactness(route) == best for method in route.methods or ()})
+        return sorted(
+            {method for route in fitting if _exactness(route) == best for method in route.methods or ()}
+        )
 
 
 def _exactness(route: Route) -> int:

@@ -306,7 +306,10 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
     modules = [importlib.import_module(f"api.{each.name}") for each in pkgutil.iter_modules(api.__path__)]
     routers = [module.router for module in modules if hasattr(module, "router")]
     routes = {
-        (method, route.path_format) for router in routers for route in router.routes for method in route.methods
+        (method, route.path_format)
+        for router in routers
+        for route in router.routes
+        for method in route.methods
     }
     assert routes == {(method, path) for method, path, _ in operations(description)}
 
