@@ -46,6 +46,7 @@ def played_worker(settings: Settings) -> Iterator[None]:
         ready = worker_status("w").model_copy(update={"slots": 1000})
         while not stop.wait(0.02):
             Workers(client).heartbeat(ready)
+            worker.store.sweep(lost_after=60)  # ends what waited longer than it would
             found: Any = client.xread({STREAM: seen}, count=1000)
             for number, entry in (each for _, entries in found for each in entries):
                 seen = number
