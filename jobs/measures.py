@@ -59,7 +59,8 @@ def _gauge(name: str, help_: str, *labels: str) -> Measure:
 COUNTED = (
     _counter(
         "jobs_submitted_total",
-        "Requests to run a job, by their result: admitted, or the kind of the problem that refused them.",
+        "Requests to run a job, by their result: admitted, repeated (of one that was, with its idempotency key), or"
+        " the kind of the problem that refused them.",
         "result",
     ),
     _counter(

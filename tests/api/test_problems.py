@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 
 from api import problems
-from api.addresses import Addresses
 from api.problems import KINDS, Problem, ProblemError
 from policies.violation import Violation
 
@@ -69,7 +68,8 @@ def test_the_frameworks_own_refusals_are_problems_too(
 @pytest.mark.parametrize(
     ("path", "methods"),
     [
-        ("/v1/keys", "GET, POST"),
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/jobs/job_1", "DELETE, GET"),
         ("/v1/jobs/job_1:cancel", "POST"),
         ("/v1/jobs/job_1/artifacts/a:b/c", "GET"),
         ("/v1/webhooks/wh_1", "DELETE, GET, PATCH"),
@@ -88,7 +88,7 @@ def test_a_wrong_method_is_told_the_right_ones(client: httpx.Client, path: str, 
 def test_a_failing_redis_is_503_naming_it(error: Exception) -> None:
     """Whether the store or the queue says so, the caller reads `redis`."""
     app = FastAPI()
-    problems.install(app, Addresses(()))
+    problems.install(app, ())
 
     @app.get("/")
     async def fail() -> None:
