@@ -107,7 +107,10 @@ def test_without_memory_neither_job_nor_record_is_left(store: Store, redis: Redi
     assert not hand_in(store, "a").again
 
 
-@pytest.mark.parametrize("key", [f"jobs:{TENANT}", "due", "events", "pools", f"backlog:default:{TENANT}"])
+@pytest.mark.parametrize(
+    "key",
+    [f"jobs:{TENANT}", "due", "events", "pools", f"backlog:default:{TENANT}", f"load:{TENANT}"],
+)
 def test_a_script_that_fails_leaves_neither_job_nor_record(store: Store, redis: Redis, key: str) -> None:
     """Wherever it stops; the next try is not told of a job that nobody will run."""
     redis.set(f"stockade:{key}", "not what it should be")
@@ -115,6 +118,7 @@ def test_a_script_that_fails_leaves_neither_job_nor_record(store: Store, redis: 
         hand_in(store, "a")
     assert left(redis) == []
     redis.delete(f"stockade:{key}")
+    assert redis.zcard(f"stockade:backlog:default:{TENANT}") == 0
     second = hand_in(store, "a")
     assert not second.again
     end(store, second.job)
