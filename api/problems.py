@@ -75,6 +75,7 @@ class Kind:
     title: str
 
 
+MALFORMED = Kind("malformed", 400, "The request is not HTTP")
 UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid API key is required")
 FORBIDDEN = Kind("forbidden", 403, "This API key is not good for that")
 NOT_FOUND = Kind("not-found", 404, "Not found")
@@ -95,6 +96,7 @@ INTERNAL = Kind("internal", 500, "Stockade failed")
 UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
 
 KINDS = (
+    MALFORMED,
     UNAUTHENTICATED,
     FORBIDDEN,
     NOT_FOUND,
