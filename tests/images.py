@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,3 +233,18 @@ def listed(tree: Path) -> dict[str, tuple[Any, ...]]:
             where = os.path.relpath(path, tree)
             found[where] = (stat.filemode(about.st_mode), about.st_uid, about.st_gid, content, attributes)
     return found
+
+
+PROGRAMS = "sh cat env id ls pwd readlink sleep stat touch".split()
+
+
+@functools.cache
+def root() -> bytes:
+    """The archive of a root file system with a shell and a few programs, taken from this machine."""
+    wanted = {shutil.which(name): f"bin/{name}" for name in PROGRAMS}
+    assert None not in wanted
+    for program in list(wanted):
+        said = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
+        wanted |= {path: path.lstrip("/") for path in re.findall(r"(/\S+) \(", said)}
+    entries = [entry(name, data=Path(str(path)).read_bytes(), mode=0o755) for path, name in wanted.items()]
+    return archive(directory("bin"), directory("etc"), *entries)

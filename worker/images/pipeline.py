@@ -175,7 +175,7 @@ def hidden(tree: int, paths: Iterable[str]) -> bool:
     """Whether all these directories still hide what lower layers have in them."""
     for path in paths:
         with _directory(tree, path) as fd:
-            if os.getxattr(fd, _OPAQUE) != b"y":
+            if _OPAQUE not in os.listxattr(fd):
                 return False
     return True
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from worker.images import manifest
+from worker.images.errors import ImageError
 from worker.images.manifest import Config, Descriptor
+from worker.sandbox.images import TREE
 
 Progress = Callable[[int], None]
 """Told how many bytes of the blob at work have come, time and again."""
@@ -90,7 +92,13 @@ class Undescribed:
     config: bytes | None = None
 
     def describe(self, layers: Sequence[Layer]) -> tuple[bytes, bytes, Config]:
-        """The manifest that says what is there; its layers are the archives, not compressed."""
+        """The manifest that says what is there; its layers are the archives, not compressed.
+
+        Raises ``ImageError`` when what was taken for a root file system is the archive of an image: only unpacking
+        tells, where it is compressed.
+        """
+        if self.config is None:
+            _must_be_root(layers[0].directory / TREE)
         config = self.config or _encoded(
             {
                 "architecture": manifest.architecture(),
@@ -113,6 +121,18 @@ class Undescribed:
             ],
         }
         return _encoded(value), config, manifest.read_config(config)
+
+
+def _must_be_root(tree: Path) -> None:
+    for mark, sign in (("oci-layout", b"imageLayoutVersion"), ("manifest.json", b'"Layers"')):
+        path = tree / mark
+        if path.is_symlink() or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            if sign in file.read(manifest.MANIFEST_MAX):
+                raise ImageError(
+                    "no_image", f"it holds an image ({mark}), no root file system; decompress it first"
+                )
 
 
 def _encoded(value: dict[str, Any]) -> bytes:

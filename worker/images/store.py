@@ -212,8 +212,9 @@ class Store:
         for digest, content in ((record.digest, manifest), (record.config_digest, config_bytes)):
             self._write(f"{CONTENT}/{hexadecimal(digest)}", content)
         path = f"{IMAGES}/{hexadecimal(record.digest)}"
-        if not (self.directory / path).exists():
-            self._write(path, text)  # never over one that a job may hold
+        if found := self.image(record.digest):
+            return found  # never written anew: a job may hold it
+        self._write(path, text)
         return record
 
     def left_out(self, record: ImageRecord) -> dict[str, int]:
