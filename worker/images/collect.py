@@ -15,7 +15,7 @@ from pathlib import Path
 from worker.images import pipeline
 from worker.images.reference import Reference
 from worker.images.store import CONTENT, LINES, QUARANTINE, TEMPORARY, ImageRecord, Store
-from worker.sandbox.images import IMAGES, LAYERS, TREE, hexadecimal
+from worker.sandbox.images import IMAGES, LAYERS, LINKS, TREE, hexadecimal
 
 
 def remove(store: Store, reference: Reference) -> int:
@@ -101,6 +101,9 @@ def _sweep(store: Store) -> int:
             layer = store.layer(f"sha256:{path.name}")
             freed += layer.size if layer else 0
             _throw_away(store, path)
+    for link in (store.directory / LINKS).iterdir():
+        if not link.exists():
+            link.unlink()
     _sweep_content(store.directory / CONTENT, records)
     for path in (store.directory / QUARANTINE).iterdir():
         if path.name.partition(".")[0] not in needed:

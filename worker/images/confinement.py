@@ -46,10 +46,8 @@ _PURE = (
 ).split()
 
 
-def start(
-    module: str, arguments: Sequence[str], fds: Sequence[int], *, site: bool = False
-) -> tuple[int, int]:
-    """Run ``worker.images.<module>`` in a process of its own: (pid, pidfd).
+def start(module: str, arguments: Sequence[str], fds: Sequence[int], *, site: bool = False) -> int:
+    """Run ``worker.images.<module>`` in a process of its own, a child of ours: its pid.
 
     fds: what it gets, as descriptors 3, 4, ...; its standard streams are /dev/null. site: whether it may import
     installed packages.
@@ -57,7 +55,7 @@ def start(
     flags = ["-I"] if site else ["-I", "-S"]
     argv = [sys.executable, *flags, "-c", _START.format(module), _ROOT, *arguments]
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    pid, pidfd = sc.clone3(_NAMESPACES, pidfd=True)
+    pid, _ = sc.clone3(_NAMESPACES)
     if pid == 0:
         try:
             sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -70,7 +68,7 @@ def start(
         finally:
             os._exit(127)
     os.close(null)
-    return pid, pidfd
+    return pid
 
 
 def enter(root: int, userns: int, capabilities: frozenset[int]) -> None:

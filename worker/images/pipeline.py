@@ -78,17 +78,19 @@ class _Child:
         self._module = module
         self._answer, report = _pipe(stack)
         fds = [*before, report.fileno(), *after]
-        self._pidfd = confinement.start(module, arguments, fds, site=arguments == ["zstd"])[1]
+        self._pid = confinement.start(module, arguments, fds, site=arguments == ["zstd"])
         report.close()
         stack.callback(self._end)
 
     def answer(self) -> dict[str, Any]:
         """Wait for its end. ``ImageError`` when the image is at fault, ``SandboxError`` when we are."""
-        said, status = self._answer.read(), self._wait()
+        said, (status, cpu) = self._answer.read(), self._wait()
         if not said:
-            if status == -signal.SIGKILL:
-                raise ImageError("image_too_large", f"the {self._module} was over its limit on CPU time")
-            raise SandboxError(self._module, 0, f"ended with status {status}")
+            if cpu >= confinement.CPU_SECONDS:
+                raise ImageError(
+                    "image_too_large", f"the {self._module} took more than {cpu:.0f} s of CPU time"
+                )
+            raise SandboxError(self._module, 0, f"ended with status {status} and said nothing")
         answer: dict[str, Any] = json.loads(said)
         if "code" in answer:
             raise ImageError(answer["code"], answer["message"])
@@ -96,16 +98,15 @@ class _Child:
             raise SandboxError(self._module, answer["errno"], answer["step"], answer.get("hint", ""))
         return answer
 
-    def _wait(self) -> int:
-        ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        assert ended is not None
-        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    def _wait(self) -> tuple[int, float]:
+        """Its exit status, negative for a signal, and the seconds of CPU time that it took."""
+        _, status, usage = os.wait4(self._pid, 0)
+        self._pid = 0
+        return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
     def _end(self) -> None:
-        if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
             self._wait()
 
 

@@ -1,6 +1,7 @@
 """The store of images: content-addressed, below one directory that only root may enter.
 
     layers/<hex>/tree, lines, about.json    an unpacked layer by its diff_id; ``lines`` is what `hashes` wrote of it
+    at/<16 of hex>                          a symlink to the tree, by which the launcher mounts it
     content/<hex>                           manifests and configurations, byte for byte
     images/<hex>                            what is recorded of an image, by the digest of its manifest
     names.json                              name -> digest
@@ -37,7 +38,17 @@ from worker.images.source import Blob, Layer, Progress, Source
 from worker.images.tree import Caps
 from worker.sandbox import syscalls as sc
 from worker.sandbox.errors import SandboxError
-from worker.sandbox.images import IMAGES, LAYERS, NAMES, NAMES_MAX, RECORD_MAX, TREE, hexadecimal
+from worker.sandbox.images import (
+    IMAGES,
+    LAYERS,
+    LINKS,
+    NAMES,
+    NAMES_MAX,
+    RECORD_MAX,
+    TREE,
+    hexadecimal,
+    link_name,
+)
 
 CONTENT, TEMPORARY, QUARANTINE, _LOCKS = "content", "temporary", "quarantine", "locks"
 LINES, _ABOUT = "lines", "about.json"
@@ -66,7 +77,7 @@ class Store:
     def __init__(self, directory: Path) -> None:
         """Make what is missing and clear away what dead processes have left."""
         self.directory = directory
-        for name in ("", LAYERS, IMAGES, CONTENT, TEMPORARY, QUARANTINE, _LOCKS):
+        for name in ("", LAYERS, LINKS, IMAGES, CONTENT, TEMPORARY, QUARANTINE, _LOCKS):
             (directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
         if status.st_uid != 0 or status.st_mode & 0o077:
@@ -169,13 +180,26 @@ class Store:
         diff_id = f"sha256:{made.sha256}"
         if not locked:
             with self.lock(made.sha256, fcntl.LOCK_EX):
-                if not (self.directory / LAYERS / made.sha256).exists():
-                    _rename(temporary, self.directory / LAYERS / made.sha256)
+                if self.layer(diff_id) is None:
+                    self._place(temporary, diff_id)
         else:
-            _rename(temporary, self.directory / LAYERS / made.sha256)
+            self._place(temporary, diff_id)
         layer = self.layer(diff_id)
         assert layer is not None
         return layer
+
+    def _place(self, temporary: Path, diff_id: str) -> None:
+        """The link first, which leads nowhere until the layer has its name."""
+        link, target = self.directory / LINKS / link_name(diff_id), self._target(diff_id)
+        if not link.is_symlink():
+            link.symlink_to(target)
+        elif os.readlink(link) != target:
+            raise ImageError("layer_digest_mismatch", f"{diff_id} begins as the digest of another layer does")
+        _rename(temporary, self.directory / LAYERS / hexadecimal(diff_id))
+
+    @staticmethod
+    def _target(diff_id: str) -> str:
+        return f"../{LAYERS}/{hexadecimal(diff_id)}/{TREE}"
 
     # ---- images
 

@@ -10,7 +10,7 @@ import stat
 
 from worker.sandbox import syscalls as sc
 from worker.sandbox.errors import SandboxError
-from worker.sandbox.images import LAYERS_MAX, Images
+from worker.sandbox.images import Images
 from worker.sandbox.init import IDS
 from worker.sandbox.layout import READ_ONLY, SAFE
 from worker.sandbox.rootfs import (
@@ -28,6 +28,8 @@ LAUNCHERS, SLOTS = 16, 256
 FIRST_ID = 0x7000_0000
 """Above every range that Debian's subuid and systemd's containers use (systemd UIDS-GIDS.md), below 2^31."""
 
+MOUNTS = 2
+"""Idmapped mounts of one root: our own layer, the store."""
 OWN_LAYERS = "layers"
 """Directory of the layers that a launcher makes for itself, below its state."""
 
@@ -113,7 +115,7 @@ def images(state: str, store: str, host_image: bool) -> Images:
         return Images(opened, None)
     make_host_layer(os.path.join(own, HOST))
     views = tuple((f"host/{name}", name) for name in host_views())
-    return Images(opened, Rootfs((f"own/{HOST}",), views, HOST_NOTE))
+    return Images(opened, Rootfs((f"own/{HOST}",), ("l/0",), views, HOST_NOTE))
 
 
 def enter_small_namespace(state: str, store: str) -> None:
@@ -133,7 +135,7 @@ def enter_small_namespace(state: str, store: str) -> None:
         os.chdir(RUN)
         for name in ("host", "empty", "newroot", "stage", "jobs", "l", *views):
             os.mkdir(name, 0o755)
-        for number in range(LAYERS_MAX + 1):
+        for number in range(MOUNTS):
             os.mkdir(f"l/{number}", 0o755)
         for name, mount in views.items():
             # Layers become idmapped copies for each sandbox; an idmapped mount can't be made from another one.

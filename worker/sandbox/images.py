@@ -5,6 +5,7 @@
     names.json              {"python:3.12": "sha256:..."}
     images/<hex>            one image: {"digest", "layers": [diff_id, the lowest first], "config": {...}, ...}
     layers/<hex>/tree       one layer, shared by all images that have it
+    at/<16 of hex>          a symlink to that, short enough for mount(2) to take 128 of them
 
 Nothing that a peer says is used as a path: a digest is hexadecimal or it is refused. Whoever runs a job in an image
 holds a shared flock(2) on its file; whoever wants to remove it needs the exclusive one.
@@ -25,7 +26,7 @@ from worker.sandbox.rootfs import HOST, SKELETON, Rootfs
 DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 LAYERS_MAX = 128
 """Layers of one image."""
-IMAGES, LAYERS, NAMES, TREE = "images", "layers", "names.json", "tree"
+IMAGES, LAYERS, NAMES, TREE, LINKS = "images", "layers", "names.json", "tree", "at"
 RECORD_MAX = 256 << 10
 NAMES_MAX = 256 << 10
 
@@ -35,6 +36,11 @@ def hexadecimal(digest: str) -> str:
     if not DIGEST.fullmatch(digest):
         raise ValueError(f"no digest: {digest!r}")
     return digest.removeprefix("sha256:")
+
+
+def link_name(digest: str) -> str:
+    """The short name of a layer: so much of its digest that nobody finds another one with the same."""
+    return hexadecimal(digest)[:16]
 
 
 class Images:
@@ -105,14 +111,15 @@ class Images:
 
     def _rootfs(self, image: str, layers: list[str]) -> Rootfs:
         """Topmost first, as overlayfs takes them; all of them must be there."""
-        names = [f"{LAYERS}/{hexadecimal(layer)}/{TREE}" for layer in reversed(layers)]
-        for name, layer in zip(names, reversed(layers), strict=True):
+        for layer in layers:
             try:
-                os.stat(name, dir_fd=self._store, follow_symlinks=False)
+                os.stat(f"{LAYERS}/{hexadecimal(layer)}/{TREE}", dir_fd=self._store, follow_symlinks=False)
             except FileNotFoundError as problem:
                 hint = f"its layer {layer} is not in the store, or was found damaged; import it again"
                 raise SandboxError("image", problem.errno or 0, image, hint) from problem
-        return Rootfs((f"own/{SKELETON}", *(f"store/{name}" for name in names)))
+        # One idmapped mount of the store for all layers: each mount of a sandbox costs at its birth and at its end.
+        lowers = [f"l/1/{LINKS}/{link_name(layer)}" for layer in reversed(layers)]
+        return Rootfs((f"own/{SKELETON}", "store"), ("l/0", *lowers))
 
     def find(self, image: str) -> dict[str, Any] | None:
         """What is recorded of an image, by name or digest."""

@@ -35,9 +35,11 @@ _FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Rootfs:
-    """layers: directories, topmost first, shown idmapped. views: (source, target) directories of the host."""
+    """mounts: directories, shown idmapped at ``l/0``, ``l/1`` ... lowers: the layers in them, topmost first.
+    views: (source, target) directories of the host."""
 
-    layers: tuple[str, ...]
+    mounts: tuple[str, ...]
+    lowers: tuple[str, ...]
     views: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
