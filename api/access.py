@@ -1,4 +1,4 @@
-"""One log line for each request, a few headers on every answer, and a 500 for what nobody expected.
+"""One log line and a count for each request, a few headers on every answer, and a 500 for what nobody expected.
 
 The line has the route's pattern instead of the address, so that nothing a caller writes into an address, a
 header or a body gets into the log: no keys, no made-up lines.
@@ -12,11 +12,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import INTERNAL, ProblemError
+from jobs.metrics import OTHER, metrics
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
 )
+METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS".split())  # others are counted as one
+NO_ROUTE = "none"
 CLIENT_CLOSED = 499  # never sent: what the log says when the caller hung up first
 
 log = structlog.get_logger(__name__)
@@ -54,7 +57,9 @@ class AccessLog:
             failure = ProblemError(INTERNAL, f"The log of the service has the reason under {request_id}.")
             await failure.response()(scope, receive, answer)
         finally:
-            _write_line(scope, status, started, request_id)
+            seconds = perf_counter() - started
+            _count(scope, status, seconds)
+            _write_line(scope, status, seconds, request_id)
 
 
 def _add_headers(message: Message, request_id: str) -> None:
@@ -64,15 +69,23 @@ def _add_headers(message: Message, request_id: str) -> None:
     headers.append((b"x-request-id", request_id.encode()))
 
 
-def _write_line(scope: Scope, status: int, started: float, request_id: str) -> None:
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    method = scope["method"] if scope["method"] in METHODS else OTHER
+    route = getattr(scope.get("route"), "path", NO_ROUTE)
+    metrics.count("http_requests_total", method=method, route=route, status=str(status))
+    metrics.observe("http_request_seconds", seconds, method=method, route=route)
+
+
+def _write_line(scope: Scope, status: int, seconds: float, request_id: str) -> None:
     route = scope.get("route")
-    tenant = scope.get("state", {}).get("tenant")
+    caller = scope.get("state", {}).get("caller")
     log.info(
         "request",
         method=scope["method"] if route else None,
         route=getattr(route, "path", None),
         status=status,
-        tenant=getattr(tenant, "id", None),
-        milliseconds=round((perf_counter() - started) * 1000, 2),
+        tenant=getattr(caller, "id", None),
+        key=getattr(caller, "key_id", None),
+        milliseconds=round(seconds * 1000, 2),
         request=request_id,
     )

@@ -8,23 +8,64 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode
 
-from api import artifacts, documentation, health, jobs, outputs, policies, problems
+from api import (
+    artifacts,
+    audit,
+    documentation,
+    events,
+    explain,
+    health,
+    jobs,
+    keys,
+    outputs,
+    policies,
+    problems,
+    quota,
+    usage,
+    webhooks,
+)
 from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.health import Health, Readiness
 from api.job_view import JobView
+from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
 from api.problems import Problem
 from api.services import running
+from api.story import EVENTS
+from api.webhooks import DeliveryList, NewWebhook, WebhookChange, WebhookList, WebhookRequest
+from jobs.audit import Page
+from jobs.deliveries import Delivery
+from jobs.keys import Key
+from jobs.quota import Quota
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.usage import UsageReport
+from jobs.webhooks import Webhook
+from policies.explain import Explanation
 
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
     (JobView, "serialization"),
+    *((event, "serialization") for event in EVENTS.values()),
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
+    (Explanation, "serialization"),
+    (KeyRequest, "validation"),
+    (Key, "serialization"),
+    (NewKey, "serialization"),
+    (KeyList, "serialization"),
+    (Quota, "serialization"),
+    (UsageReport, "serialization"),
+    (Page, "serialization"),
+    (WebhookRequest, "validation"),
+    (WebhookChange, "validation"),
+    (NewWebhook, "serialization"),
+    (Webhook, "serialization"),
+    (WebhookList, "serialization"),
+    (Delivery, "serialization"),
+    (DeliveryList, "serialization"),
     (Health, "serialization"),
     (Readiness, "serialization"),
     (Problem, "serialization"),
@@ -63,7 +104,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(AccessLog)
     problems.install(app)
-    for routes in (jobs, outputs, artifacts, policies, health):
+    for routes in (
+        *(jobs, explain, events, outputs, artifacts, policies),
+        *(keys, webhooks, quota, usage, audit, health),
+    ):
         app.include_router(routes.router)
     documentation.install(app, MODELS)
     return app

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from api.auth import Caller
+from api.auth import Reader
 from api.documentation import json_body, raw_body
 from api.downloads import download, finished_result
 from api.jobs import JobId
 from api.problems import (
+    FORBIDDEN,
     INTERNAL,
     NOT_FINISHED,
     NOT_FOUND,
@@ -31,7 +32,9 @@ class AnyPath(PathConvertor):
 
 
 register_url_convertor("any", AnyPath())
-router = APIRouter(tags=["artifacts"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["artifacts"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE)
+)
 
 
 class ArtifactList(Frozen):
@@ -51,7 +54,7 @@ class ArtifactList(Frozen):
         **documented(NOT_FOUND, NOT_FINISHED),
     },
 )
-def list_artifacts(request: Request, caller: Caller, job_id: JobId) -> Response:
+def list_artifacts(request: Request, caller: Reader, job_id: JobId) -> Response:
     """Path, size, digest and mode of every file that was kept."""
     result = finished_result(request, caller, job_id)
     answer = ArtifactList(artifacts=result.artifacts, artifact_errors=result.artifact_errors)
@@ -77,7 +80,7 @@ def list_artifacts(request: Request, caller: Caller, job_id: JobId) -> Response:
 )
 def get_artifact(
     request: Request,
-    caller: Caller,
+    caller: Reader,
     job_id: JobId,
     path: Annotated[
         str, Path(description="The artifact's `path`; a slash in it stays a slash.", examples=["report.txt"])

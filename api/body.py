@@ -46,6 +46,10 @@ class BodyReader:
         self._body_time = body_time
         self._held = 0
 
+    def take(self, max_body: int) -> None:
+        """Take bodies of up to so many bytes from now on."""
+        self._max_body = max_body
+
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
         """The whole body; its bytes count against the common bound until the block is left.

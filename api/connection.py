@@ -1,8 +1,9 @@
 """One TCP connection: what Uvicorn leaves open to strangers is bounded here, before any key is looked at.
 
 Uvicorn (with httptools) keeps the head of a request whatever its size, waits for its end for ever, and
-after an early answer goes on reading a body that nobody wants. Here a head has `MAX_HEAD` bytes and
-`HEAD_TIME` seconds, and an answer that came before the end of the body ends the connection.
+after an early answer goes on reading a body that nobody wants, and waits for ever for a caller that does not
+take its answer. Here a head has `MAX_HEAD` bytes and `HEAD_TIME` seconds, an answer that came before the end of
+the body ends the connection, and so does a caller that takes nothing for `STALL_TIME` seconds.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from api.problems import HEAD_TIMEOUT, HEAD_TOO_LARGE, MEDIA_TYPE, Kind, Problem
 
 MAX_HEAD = 64 * 1024  # bytes of request line and header fields; other servers take 8 to 64 KiB
 HEAD_TIME = 20.0  # seconds from the connection, or from the first byte of a further request, to its end
+STALL_TIME = 60.0  # seconds in which a caller must take something of what waits for it
 
 
 class Connection(HttpToolsProtocol):
@@ -24,6 +26,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: a connection on which nothing comes is ended too."""
@@ -31,8 +34,9 @@ class Connection(HttpToolsProtocol):
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop_timer()
+        self._stop_stall_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -62,6 +66,32 @@ class Connection(HttpToolsProtocol):
         if self.cycle.more_body:
             self.transport.close()
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Start the clock of a caller that does not take its answer; what waits for it is not kept for ever."""
+        super().pause_writing()
+        if self._stall_timer is None:
+            self._start_stall_timer()
+
+    def resume_writing(self) -> None:
+        """Stop that clock: it has taken most of it."""
+        self._stop_stall_timer()
+        super().resume_writing()
+
+    def _start_stall_timer(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(STALL_TIME, self._end_if_stalled, waiting)
+
+    def _end_if_stalled(self, waiting: int) -> None:
+        if self.transport.get_write_buffer_size() < waiting:
+            self._start_stall_timer()
+        else:
+            self.transport.abort()
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _start_timer(self) -> None:
         detail = f"The request's head was not complete after {HEAD_TIME:g} seconds."

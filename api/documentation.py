@@ -6,7 +6,7 @@ Routes render their answers themselves, so they name the models of bodies and an
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -51,6 +51,15 @@ def json_body(model: type[BaseModel], examples: dict[str, Any] | None = None) ->
     if examples:
         media["examples"] = examples
     return {"application/json": media}
+
+
+def event_body(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """The OpenAPI `content` of server-sent events, by name; `x-events` has the schemas of their data.
+
+    OpenAPI says of a stream no more than that it is text, before its version 3.2.
+    """
+    data = {name: {"$ref": REF.format(model=model.__name__)} for name, model in events.items()}
+    return {"text/event-stream": {"schema": {"type": "string"}, "x-events": data}}
 
 
 def raw_body() -> dict[str, Any]:

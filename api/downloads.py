@@ -4,10 +4,11 @@ from urllib.parse import quote
 
 from fastapi import Request, Response
 
+from api.auth import Identity
 from api.jobs import find
 from api.problems import NOT_FINISHED, ProblemError
 from api.services import services_of
-from jobs.job import JobResult, Tenant
+from jobs.job import JobResult
 
 SAFE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -15,7 +16,7 @@ SAFE_HEADERS = {
 }
 
 
-def finished_result(request: Request, caller: Tenant, job_id: str) -> JobResult:
+def finished_result(request: Request, caller: Identity, job_id: str) -> JobResult:
     """How the caller's job went.
 
     Raises:

@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from api.documentation import json_body
 from api.problems import INTERNAL, documented
 from api.services import Services, services_of
-from jobs.store import WorkerStatus
+from jobs.eviction import SAFE, eviction_policy
+from jobs.workers import WorkerStatus
 from policies.model import Frozen
 
 router = APIRouter(tags=["health"])
@@ -38,6 +39,10 @@ class Readiness(Frozen):
     redis: Component = Field(description="Redis or Valkey, which keeps the jobs and the queue.")
     worker: Component = Field(description="At least one worker that takes jobs.")
     launcher: Component = Field(description="At least one worker's launcher, which makes the sandboxes.")
+    policies: Component = Field(
+        description="The policy documents. With broken ones the policies from before stay in force, and the"
+        " service stays ready."
+    )
 
 
 @router.get(
@@ -69,21 +74,44 @@ def readyz(request: Request) -> Response:
 
 def look(services: Services) -> Readiness:
     """The state of every part, as it is seen from here."""
+    policies = _policies(services)
     try:
-        workers = services.store.workers()
+        workers = services.workers.live()
+        policy = eviction_policy(services.store.redis)
     except RedisError as error:
         redis = Component(
             ready=False, message=f"Redis cannot be reached or refuses ({type(error).__name__})."
         )
         unknown = Component(ready=False, message="Unknown without Redis.")
-        return Readiness(ready=False, redis=redis, worker=unknown, launcher=unknown)
+        return Readiness(ready=False, redis=redis, worker=unknown, launcher=unknown, policies=policies)
+    redis = _redis(policy)
     worker, launcher = _worker(workers), _launcher(workers)
     return Readiness(
-        ready=worker.ready and launcher.ready,
-        redis=Component(ready=True, message="Redis answers."),
+        ready=redis.ready and worker.ready and launcher.ready,
+        redis=redis,
         worker=worker,
         launcher=launcher,
+        policies=policies,
     )
+
+
+def _policies(services: Services) -> Component:
+    """Whether the documents are in force as they now stand. The log of the API has what is wrong with them."""
+    source = services.policies.source
+    if source.trouble is not None:
+        message = (
+            "The policy documents are broken; those from before stay in force. The log says what is wrong."
+        )
+        return Component(ready=False, message=message)
+    drafts = len(source.current.draft_findings)
+    broken = f" {drafts} thing(s) are wrong with drafts; the log says what." if drafts else ""
+    return Component(ready=True, message=f"{len(source.current.policies)} policies are in force.{broken}")
+
+
+def _redis(policy: str | None) -> Component:
+    if policy not in (SAFE, None):
+        return Component(ready=False, message=f"Redis drops jobs when its memory is full ({policy}).")
+    return Component(ready=True, message="Redis answers.")
 
 
 def _worker(workers: list[WorkerStatus]) -> Component:

@@ -6,16 +6,17 @@ from typing import Annotated, Any
 import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
-from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
-from api.auth import Caller
+from api.admission import admitted, watch
+from api.auth import Identity, Reader, Submitter
 from api.body import parse
 from api.documentation import json_body
 from api.job_view import JobView, view
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    FORBIDDEN,
     INTERNAL,
     INVALID_REQUEST,
     NOT_ADMITTED,
@@ -28,14 +29,13 @@ from api.problems import (
     not_found,
 )
 from api.services import Services, services_of
-from jobs.job import Job, Tenant
+from jobs.job import Job
+from jobs.metrics import metrics
 from jobs.spec import JobSpec
-from policies.admission import Admission, AdmissionError, admit
-from policies.violation import Violation, shown, violations
+from policies.violation import Violation, violations
 
 MAX_WAIT = 60.0  # seconds that one request waits: proxies cut what is silent for longer
 LARGE_BODY = 256 * 1024  # bytes; larger ones are parsed one at a time, which bounds the memory that it takes
-FIRST_ATTEMPT = 1
 
 EXAMPLES: dict[str, Any] = {
     "command": {
@@ -80,7 +80,7 @@ Wait = Annotated[
     ),
 ]
 
-router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
 log = structlog.get_logger(__name__)
 
 
@@ -98,7 +98,7 @@ log = structlog.get_logger(__name__)
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(JobSpec, EXAMPLES)}},
 )
-async def submit_job(request: Request, caller: Caller, wait: Wait = 0) -> Response:
+async def submit_job(request: Request, caller: Submitter, wait: Wait = 0) -> Response:
     """Runs one command, or several steps over one workspace, in a fresh sandbox under a policy.
 
     Everything that is wrong with the request, or over the policy's ceilings, is listed at once.
@@ -124,7 +124,7 @@ async def submit_job(request: Request, caller: Caller, wait: Wait = 0) -> Respon
         **documented(NOT_FOUND, INVALID_REQUEST),
     },
 )
-async def get_job(request: Request, caller: Caller, job_id: JobId, wait: Wait = 0) -> Response:
+async def get_job(request: Request, caller: Reader, job_id: JobId, wait: Wait = 0) -> Response:
     """The job as it is; with `wait`, as soon as it is finished.
 
     A finished job is kept for the retention of its policy.
@@ -146,7 +146,7 @@ async def get_job(request: Request, caller: Caller, job_id: JobId, wait: Wait = 
         **documented(NOT_FOUND),
     },
 )
-def cancel_job(request: Request, caller: Caller, job_id: JobId) -> Response:
+def cancel_job(request: Request, caller: Submitter, job_id: JobId) -> Response:
     """Ends a queued job at once and a running one in a moment (`cancelling`). May be repeated.
 
     A job that has finished stays as it is.
@@ -157,7 +157,7 @@ def cancel_job(request: Request, caller: Caller, job_id: JobId) -> Response:
     return Response(view(job).model_dump_json(), media_type="application/json")
 
 
-def find(services: Services, job_id: str, caller: Tenant) -> Job:
+def find(services: Services, job_id: str, caller: Identity) -> Job:
     """The caller's job.
 
     Raises:
@@ -169,29 +169,28 @@ def find(services: Services, job_id: str, caller: Tenant) -> Job:
     return job
 
 
-def look(services: Services, job_id: str, caller: Tenant) -> JobView | None:
+def look(services: Services, job_id: str, caller: Identity) -> JobView | None:
     """The caller's job as the caller sees it; None when there is none."""
     job = _stored(services, job_id, caller)
     return None if job is None else view(job)
 
 
-def _stored(services: Services, job_id: str, caller: Tenant) -> Job | None:
+def _stored(services: Services, job_id: str, caller: Identity) -> Job | None:
     return services.store.get(job_id, caller.id) if _JOB_ID.fullmatch(job_id) else None
 
 
-def accept(services: Services, body: bytes, caller: Tenant) -> JobView:
-    """Store the job that `body` asks for, and let a worker know.
+def accept(services: Services, body: bytes, caller: Identity) -> JobView:
+    """Store the job that `body` asks for; it goes its way by itself.
 
     Raises:
         ProblemError: 422, with everything that is wrong.
     """
-    spec = read_spec(body)
-    job = services.store.create(spec, admission(services, spec), caller.id)
-    try:
-        services.queue.publish(job.id, FIRST_ATTEMPT)
-    except OperationalError as error:  # the job is stored, so it is accepted: the reaper publishes it again
-        log.warning("publish_failed", job=job.id, reason=str(error))
-    return view(job)
+    with services.refusals.noted(caller):
+        spec = read_spec(body)
+        accepted = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
+    metrics.count("jobs_submitted_total", result="admitted")
+    watch(services, spec, caller.id, accepted.job.id)
+    return view(accepted.job)
 
 
 def read_spec(body: bytes) -> JobSpec:
@@ -211,24 +210,9 @@ def _as_written(found: Violation, document: object) -> Violation:
     return found.model_copy(update={"field": "command" + found.field.removeprefix("command.argv")})
 
 
-def admission(services: Services, spec: JobSpec) -> Admission:
-    """What the policy that `spec` names decides about it."""
-    policy = services.policies.get(spec.policy)
-    if policy is None:
-        unknown = Violation(
-            field="policy",
-            got=shown(spec.policy),
-            allowed=list(services.policies),
-            message="there is no such policy",
-        )
-        raise invalid((unknown,), NOT_ADMITTED)
-    try:
-        return admit(spec, policy, host_image=services.settings.image_host)
-    except AdmissionError as error:
-        raise invalid(error.violations, NOT_ADMITTED) from None
-
-
-async def _wait(request: Request, caller: Tenant, job: JobView, seconds: float, since: int) -> JobView | None:
+async def _wait(
+    request: Request, caller: Identity, job: JobView, seconds: float, since: int
+) -> JobView | None:
     services = services_of(request)
 
     async def again() -> JobView | None:

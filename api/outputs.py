@@ -4,11 +4,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
-from api.auth import Caller
+from api.auth import Reader
 from api.documentation import raw_body
 from api.downloads import download, finished_result
 from api.jobs import JobId
 from api.problems import (
+    FORBIDDEN,
     INTERNAL,
     NOT_FINISHED,
     NOT_FOUND,
@@ -43,13 +44,13 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     **documented(NOT_FOUND, NOT_FINISHED),
 }
 
-router = APIRouter(tags=["outputs"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(tags=["outputs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
 
 
 @router.get(
     "/v1/jobs/{job_id}/steps/{step:int}/stdout", summary="Get a step's standard output", responses=RESPONSES
 )
-def get_stdout(request: Request, caller: Caller, job_id: JobId, step: StepIndex) -> Response:
+def get_stdout(request: Request, caller: Reader, job_id: JobId, step: StepIndex) -> Response:
     """The bytes that the step wrote to standard output, as far as they were kept."""
     return _answer(_step(finished_result(request, caller, job_id), step).stdout, f"{job_id}-{step}.stdout")
 
@@ -57,7 +58,7 @@ def get_stdout(request: Request, caller: Caller, job_id: JobId, step: StepIndex)
 @router.get(
     "/v1/jobs/{job_id}/steps/{step:int}/stderr", summary="Get a step's standard error", responses=RESPONSES
 )
-def get_stderr(request: Request, caller: Caller, job_id: JobId, step: StepIndex) -> Response:
+def get_stderr(request: Request, caller: Reader, job_id: JobId, step: StepIndex) -> Response:
     """The bytes that the step wrote to standard error, as far as they were kept."""
     return _answer(_step(finished_result(request, caller, job_id), step).stderr, f"{job_id}-{step}.stderr")
 

@@ -1,7 +1,8 @@
-"""Policies: what jobs may ask for. They are read when the service starts and do not change while it runs."""
+"""Policies: what jobs of the caller's project may ask for, as the scopes above the policies leave it."""
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field
 
@@ -16,14 +17,14 @@ router = APIRouter(tags=["policies"], responses=documented(UNAUTHENTICATED, INTE
 
 
 class PublishedPolicy(Frozen):
-    """A policy and the digest that names exactly this content of it."""
+    """A policy, as it holds for the caller, and the digest that names exactly this content of it."""
 
     digest: str = Field(description="SHA-256 of the policy; `admission.policy_digest` of a job names it.")
     policy: Policy = Field(description="The policy itself.")
 
 
 class PolicyList(Frozen):
-    """Every policy of this installation."""
+    """Every policy that the caller may use."""
 
     policies: tuple[PublishedPolicy, ...] = Field(description="The policies by name.")
 
@@ -39,9 +40,9 @@ def published(policy: Policy) -> PublishedPolicy:
     responses={200: {"description": "All policies", "content": json_body(PolicyList)}},
 )
 async def list_policies(request: Request, caller: Caller) -> Response:
-    """Every policy with its defaults and ceilings."""
-    policies = services_of(request).policies.values()
-    answer = PolicyList(policies=tuple(published(policy) for policy in policies))
+    """Every policy that the caller's jobs may name, as platform, organisation and project leave it."""
+    usable = (await to_thread.run_sync(services_of(request).policies.of, caller.id)).usable
+    answer = PolicyList(policies=tuple(published(each.policy) for each in usable.values()))
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -57,7 +58,7 @@ async def get_policy(
     request: Request, caller: Caller, name: Annotated[str, Path(examples=["default"])]
 ) -> Response:
     """One policy: defaults and ceilings of its limits, and what images, files and steps it allows."""
-    policy = services_of(request).policies.get(name)
-    if policy is None:
+    usable = (await to_thread.run_sync(services_of(request).policies.of, caller.id)).usable
+    if name not in usable:
         raise not_found("There is no policy of this name; /v1/policies lists them.")
-    return Response(published(policy).model_dump_json(), media_type="application/json")
+    return Response(published(usable[name].policy).model_dump_json(), media_type="application/json")

@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from kombu.exceptions import OperationalError
 from pydantic import ConfigDict, Field, JsonValue
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
@@ -72,8 +71,10 @@ class Kind:
 
 
 UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid API key is required")
+FORBIDDEN = Kind("forbidden", 403, "This API key is not good for that")
 NOT_FOUND = Kind("not-found", 404, "Not found")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "This address does not take this method")
+CONFLICT = Kind("conflict", 409, "That does not go with the state of things")
 NOT_FINISHED = Kind("not-finished", 409, "The job has not finished")
 HEAD_TIMEOUT = Kind("head-timeout", 408, "The request did not arrive in time")
 BODY_TIMEOUT = Kind("body-timeout", 408, "The request body did not arrive in time")
@@ -81,14 +82,17 @@ BODY_TOO_LARGE = Kind("body-too-large", 413, "The request body is too large")
 UNSUPPORTED_MEDIA = Kind("unsupported-media-type", 415, "The request body must be plain JSON")
 INVALID_REQUEST = Kind("invalid-request", 422, "The request is not valid")
 NOT_ADMITTED = Kind("not-admitted", 422, "The policy does not allow this job")
+TOO_MANY_STREAMS = Kind("too-many-streams", 429, "Too many streams of events are open")
 HEAD_TOO_LARGE = Kind("head-too-large", 431, "The request's header fields are too large")
 INTERNAL = Kind("internal", 500, "Stockade failed")
 UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
 
 KINDS = (
     UNAUTHENTICATED,
+    FORBIDDEN,
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
+    CONFLICT,
     NOT_FINISHED,
     HEAD_TIMEOUT,
     BODY_TIMEOUT,
@@ -96,6 +100,7 @@ KINDS = (
     UNSUPPORTED_MEDIA,
     INVALID_REQUEST,
     NOT_ADMITTED,
+    TOO_MANY_STREAMS,
     HEAD_TOO_LARGE,
     INTERNAL,
     UNAVAILABLE,
@@ -179,7 +184,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, parameter)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RedisError, redis)
-    app.add_exception_handler(OperationalError, redis)  # the same, said by Celery
 
 
 def _parameter(detail: Any) -> Violation:

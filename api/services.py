@@ -10,11 +10,24 @@ from fastapi import Request
 
 from api.auth import Authenticator
 from api.body import BodyReader
+from api.delivery import Dispatcher
+from api.egress import Egress
+from api.hosts import Hosts
+from api.live import LiveJobs
+from api.metrics import flushing
+from api.policies_in_force import PoliciesInForce
+from api.refusals import Refusals
+from api.shadow import Shadow
 from api.waiting import FinishedJobs
-from jobs.queue import Queue
+from jobs.deliveries import Deliveries
+from jobs.live import LiveOutput
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
 from jobs.settings import Settings
 from jobs.store import Store, connect
-from policies.loader import load_policies
+from jobs.tenant_bounds import TenantBounds
+from jobs.webhooks import Webhooks
+from jobs.workers import Workers
 from policies.policy import Policy
 from policies.units import MIB
 
@@ -27,13 +40,21 @@ class Services:
     """Everything that outlives a request."""
 
     settings: Settings
-    policies: Mapping[str, Policy]
+    policies: PoliciesInForce
+    hosts: Hosts
+    shadow: Shadow
     store: Store
-    queue: Queue
+    workers: Workers
     authenticator: Authenticator
     bodies: BodyReader
     finished: FinishedJobs
+    live: LiveJobs
+    live_output: LiveOutput
     large_bodies: CapacityLimiter
+    refusals: Refusals
+    webhooks: Webhooks
+    deliveries: Deliveries
+    dispatcher: Dispatcher
 
 
 def max_body(policies: Mapping[str, Policy]) -> int:
@@ -44,24 +65,43 @@ def max_body(policies: Mapping[str, Policy]) -> int:
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Services]:
     """The services of one application, for as long as it runs."""
-    policies = load_policies(settings.policies)
+    source = PolicySource(settings.policies)
+    bodies = BodyReader(max_body(source.current.policies))
     redis = connect(settings, REDIS_TIMEOUT)
-    queue = Queue(settings)
-    finished = FinishedJobs(settings.redis_py)
+    workers = Workers(redis)
+    finished, live = FinishedJobs(settings.redis_py), LiveJobs(settings.redis_py)
+    deliveries = Deliveries(redis)
+    dispatcher = Dispatcher(settings.redis_py, redis, deliveries, Egress(settings.webhook_networks))
     try:
-        async with finished.listening():
-            yield Services(
-                settings=settings,
-                policies=policies,
-                store=Store(redis),
-                queue=queue,
-                authenticator=Authenticator(redis),
-                bodies=BodyReader(max_body(policies)),
-                finished=finished,
-                large_bodies=CapacityLimiter(1),
-            )
+        async with (
+            finished.listening(),
+            live.listening(),
+            dispatcher.dispatching(),
+            flushing(redis),
+        ):
+            with (
+                source.watched(lambda found: bodies.take(max_body(found.policies))),
+                Shadow(redis, settings.image_host).watching() as shadow,
+            ):
+                yield Services(
+                    settings=settings,
+                    policies=PoliciesInForce(source, TenantBounds(redis), PolicyVersions(redis)),
+                    hosts=Hosts(workers.live),
+                    shadow=shadow,
+                    store=Store(redis),
+                    workers=workers,
+                    authenticator=Authenticator(redis),
+                    bodies=bodies,
+                    finished=finished,
+                    live=live,
+                    live_output=LiveOutput(redis),
+                    large_bodies=CapacityLimiter(1),
+                    refusals=Refusals(redis),
+                    webhooks=Webhooks(redis),
+                    deliveries=deliveries,
+                    dispatcher=dispatcher,
+                )
     finally:
-        queue.close()
         redis.close()
 
 

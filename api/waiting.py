@@ -14,21 +14,14 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from api.announcements import Announcements
 from api.job_view import JobView
 from jobs.store import FINISHED_CHANNEL
 
 RECHECK = 5.0  # seconds between two looks into the store without news
 REMEMBERED = 4096  # announcements kept for requests that have not begun to wait yet
-RECONNECT_FIRST, RECONNECT_MOST = 0.05, 1.0  # seconds between attempts to subscribe; doubles
-SILENCE = 15.0  # seconds without a message after which the connection is tried with a PING
-
-log = structlog.get_logger(__name__)
 
 
 class FinishedJobs:
@@ -36,14 +29,18 @@ class FinishedJobs:
 
     def __init__(self, address: str, *, recheck: float = RECHECK) -> None:
         """`address`: a URL as redis-py takes it."""
-        self._address = address
+        self._announcements = Announcements(address, (FINISHED_CHANNEL,), self._announce, self._resume)
         self._recheck = recheck
         self._number = 0  # of the latest announcement
         self._resumed = 0  # the number when the subscription last began: before it, anything may be missing
         self._recent: OrderedDict[str, int] = OrderedDict()
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
         self._closed = False
-        self.subscribed = False
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether announcements come in."""
+        return self._announcements.subscribed
 
     def mark(self) -> int:
         """The number of the latest announcement; take it before looking into the store."""
@@ -106,52 +103,19 @@ class FinishedJobs:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Keep the subscription as long as the block runs, whatever becomes of Redis; then end every wait."""
-        task = asyncio.create_task(self._listen())
-        try:
-            yield
-        finally:
-            self.close()
-            while not task.done():  # again: before Python 3.12 wait_for may lose a cancellation, gh-86296
-                task.cancel()
-                await asyncio.wait({task}, timeout=0.05)
-
-    async def _listen(self) -> None:
-        pause = RECONNECT_FIRST
-        while True:
+        async with self._announcements.listening():
             try:
-                await self._subscribe()
-            except (RedisError, OSError) as error:
-                if self.subscribed:
-                    log.warning("announcements_lost", error=type(error).__name__, reason=str(error))
-                    pause = RECONNECT_FIRST
+                yield
             finally:
-                self.subscribed = False
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, RECONNECT_MOST)
-
-    async def _subscribe(self) -> None:
-        # No retries inside redis-py: it would subscribe again by itself, and we should not learn that
-        # announcements were missed meanwhile.
-        never = Retry(NoBackoff(), 0)
-        client = Redis.from_url(self._address, retry=never, socket_connect_timeout=5)
-        async with client, client.pubsub() as subscription:
-            await subscription.subscribe(FINISHED_CHANNEL)
-            while True:
-                message = await subscription.get_message(timeout=SILENCE)
-                if message is None:
-                    await subscription.ping()
-                elif message["type"] == "subscribe":
-                    self._resume()
-                elif message["type"] == "message":
-                    self._announce(message["data"].decode("ascii", "replace"))
+                self.close()
 
     def _resume(self) -> None:
-        self.subscribed = True
         self._number += 1
         self._resumed = self._number
         self._wake_all()
 
-    def _announce(self, job_id: str) -> None:
+    def _announce(self, _: str, data: bytes) -> None:
+        job_id = data.decode("ascii", "replace")
         self._number += 1
         self._recent[job_id] = self._number
         self._recent.move_to_end(job_id)

@@ -6,8 +6,6 @@ callbacks, a time to wait until, something that is not JSON at all) is dropped w
 looks at it, and what is let in is built anew from the names.
 """
 
-import base64
-import binascii
 import json
 import logging
 import re
@@ -17,8 +15,10 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
 TASK = "stockade.run_job"
-BODY_MAX = 4096
-"""Bytes of base64; ours has about 200."""
+BODY_MAX = 1024
+"""Characters of a body; ours has about 50."""
+TAG_MAX = 128
+"""Characters of a delivery tag; ours has about 50."""
 
 TRANSPORT = "stockade"
 """The name of this transport in a broker URL."""
@@ -28,49 +28,47 @@ _log = logging.getLogger(__name__)
 
 
 class ForgedMessageError(ValueError):
-    """A message that `jobs.queue` did not write."""
+    """A message that the store's scripts did not write."""
 
 
-def admit(raw: object) -> dict[str, Any]:
+def admit(raw: object, queue: str) -> dict[str, Any]:
     """The message as Celery shall see it, built anew from the job id and the attempt that `raw` names.
 
     Raises ForgedMessageError when `raw` is not a JSON message for `TASK` with exactly these two arguments.
     """
     try:
-        headers, properties = raw["headers"], raw["properties"]  # type: ignore[index]
+        headers, properties, body = raw["headers"], raw["properties"], raw["body"]  # type: ignore[index]
         genuine = (
             headers["task"] == TASK
             and raw["content-type"] == "application/json"  # type: ignore[index]
-            and properties["body_encoding"] == "base64"
-            and len(raw["body"]) <= BODY_MAX  # type: ignore[index]
+            and isinstance(body, str)
+            and len(body) <= BODY_MAX
         )
         if not genuine:
             raise ForgedMessageError(f"not a JSON message for {TASK}")
-        (job_id, attempt), options, embedded = json.loads(base64.b64decode(raw["body"], validate=True))  # type: ignore[index]
+        (job_id, attempt), options, embedded = json.loads(body)
         if options or any(embedded.values()):
             raise ForgedMessageError("it has keyword arguments or embeds other tasks")
         tag = properties["delivery_tag"]
         if not _JOB_ID.fullmatch(job_id) or type(attempt) is not int or not 0 < attempt < 1000:
             raise ForgedMessageError("it does not name a job and an attempt")
-        if not isinstance(tag, str) or len(tag) > 64:
+        if not isinstance(tag, str) or len(tag) > TAG_MAX:
             raise ForgedMessageError("its delivery tag is not ours")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, binascii.Error) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ForgedMessageError(str(error)) from error
-    return _message(job_id, attempt, tag, headers.get("redelivered") is True)
+    return _message(job_id, attempt, tag, queue, headers.get("redelivered") is True)
 
 
-def _message(job_id: str, attempt: int, tag: str, redelivered: bool) -> dict[str, Any]:
-    body = json.dumps([[job_id, attempt], {}, {}]).encode()
+def _message(job_id: str, attempt: int, tag: str, queue: str, redelivered: bool) -> dict[str, Any]:
     return {
-        "body": base64.b64encode(body).decode(),
+        "body": json.dumps([[job_id, attempt], {}, {}]),
         "content-encoding": "utf-8",
         "content-type": "application/json",
         "headers": {"lang": "py", "task": TASK, "id": f"{job_id}/{attempt}", "redelivered": redelivered},
         "properties": {
-            "body_encoding": "base64",
             "delivery_tag": tag,
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": "default"},
+            "delivery_info": {"exchange": "", "routing_key": queue},
             "priority": 0,
         },
     }
@@ -106,7 +104,7 @@ class Transport(kombu_redis.Transport):
 
     def _deliver(self, message: object, queue: str) -> None:
         try:
-            admitted = admit(message)
+            admitted = admit(message, queue)
         except ForgedMessageError as error:
             _log.warning("dropped a forged message: %.200r", str(error))
             return

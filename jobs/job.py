@@ -3,9 +3,10 @@
 from enum import StrEnum
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import AwareDatetime, Field, Strict
 
+from jobs.budgets import Budgets
 from jobs.outcome import Artifact, ArtifactError, Outcome, StepResult
 from jobs.spec import JobSpec
 from policies.admission import Admission
@@ -25,10 +26,21 @@ class JobState(StrEnum):
 
 
 class Tenant(Frozen):
-    """Who is charged, limited and kept apart from others. It owns API keys and jobs."""
+    """Who is charged, limited and kept apart from others: an organisation, or a project of one.
+
+    A project owns API keys and jobs; what is set for an organisation holds for all of its projects.
+    """
 
     id: str = Field(description="Identifier, unchanging.")
-    name: str = Field(description="Name for people.")
+    name: str = Field(description='Name for people: "acme", or "acme/grader" for a project.')
+    parent: str | None = Field(
+        default=None, description="Identifier of the project's organisation; null for an organisation."
+    )
+    weight: Annotated[float, Ge(0.01), Le(1000)] = Field(
+        default=1.0, description="Share of the slots while others want them too, relative to theirs."
+    )
+    budgets: Budgets = Field(default=Budgets(), description="How much it may have and use.")
+    bounds: str = Field(default="{}", description="What policies may allow it at most: a JSON object.")
     created_at: AwareDatetime = Field(description="When it was made.")
 
 

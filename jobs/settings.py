@@ -5,14 +5,21 @@ The address of Redis may hold a password, so it is in no repr; `Settings.redis_s
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from policies.policy import Name
 
 PREFIX = "STOCKADE_"
+OFF = "off"
+"""The address of a listener that there shall not be."""
+
+Network = IPv4Network | IPv6Network
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
@@ -41,6 +48,29 @@ def _listen(address: str) -> str:
     return address
 
 
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _listen_or_off(address: str) -> str:
+    return address if address == OFF else _listen(address)
+
+
+def _listed(value: Any) -> Any:
+    """Read text as a list of names, each once, in their order."""
+    if not isinstance(value, str):
+        return value
+    return tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+
+
+def _networks(text: str) -> str:
+    try:
+        return ",".join(str(ip_network(each.strip())) for each in text.split(",") if each.strip())
+    except ValueError:
+        raise ValueError("must be networks with commas between them: 10.1.2.0/24,fd00:1::/64") from None
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -64,9 +94,16 @@ class Settings(BaseModel):
     listen: Annotated[str, AfterValidator(_listen)] = Field(
         default="127.0.0.1:8000", description="Address on which the API listens, HOST:PORT."
     )
+    metrics: Annotated[str, AfterValidator(_listen_or_off)] = Field(
+        default="127.0.0.1:9464",
+        description="Address on which the API serves /metrics, HOST:PORT, for the operator alone; or off.",
+    )
     policies: Path | None = Field(default=None, description="Directory of further policies (YAML).")
     slots: Annotated[int, Ge(1), Le(240)] = Field(
         default_factory=lambda: 2 * _cores(), description="Sandboxes that one worker runs at a time."
+    )
+    pools: Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        default=("default",), description="The pools whose jobs a worker takes, with commas between."
     )
     lease: Annotated[float, Ge(1), Le(600)] = Field(
         default=12.0,
@@ -78,6 +115,10 @@ class Settings(BaseModel):
     )
     image_host: bool = Field(
         default=True, description="Whether jobs may run in the built-in image `host`: on or off."
+    )
+    webhook_allow: Annotated[str, AfterValidator(_networks)] = Field(
+        default="",
+        description="Networks that webhooks may reach besides the public internet, with commas between them.",
     )
 
     @classmethod
@@ -106,17 +147,28 @@ class Settings(BaseModel):
         """Return the variables from which `from_env` makes these settings again, for a child process."""
         values = {name: value for name, value in self if value is not None}
         values["image_host"] = "on" if self.image_host else "off"
+        values["pools"] = ",".join(self.pools)
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}
 
     @property
     def host(self) -> str:
         """The host part of `listen`, without brackets."""
-        return self.listen.rpartition(":")[0].strip("[]")
+        return _split(self.listen)[0]
 
     @property
     def port(self) -> int:
         """The port of `listen`."""
-        return int(self.listen.rpartition(":")[2])
+        return _split(self.listen)[1]
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Host, without brackets, and port of `metrics`; None when it is off."""
+        return None if self.metrics == OFF else _split(self.metrics)
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """The networks of `webhook_allow`."""
+        return tuple(ip_network(each) for each in self.webhook_allow.split(",") if each)
 
     @property
     def redis_py(self) -> str:

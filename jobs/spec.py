@@ -23,10 +23,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from policies.admission import HOST_IMAGE, default_name
+from policies.admission import default_name
 from policies.limits import LimitsRequest
 from policies.model import Frozen
-from policies.policy import FILES_BYTES_MAX, FILES_MAX, STEPS_MAX, Name
+from policies.policy import FILES_BYTES_MAX, FILES_MAX, HOST_IMAGE, STEPS_MAX, Name
 from policies.priority import Priority
 from policies.units import AS_DURATION, DURATION_MAX, KIB
 

@@ -1,60 +1,66 @@
-"""The store: every job's truth, in Redis. Who runs what, who may still report, and what became of it.
+"""The store: every job's truth, in Redis. Who waits and who runs, who may still report, what became of it.
 
 A job is one hash, `stockade:job:ID`:
 
-    tenant      whose it is
+    tenant      the project whose it is
     state       queued, running, cancelling, finished (`JobState`)
     attempt     how often its execution was begun
+    pool        the Celery queue that it goes through
     spec, admission, result     JSON of `JobSpec`, `Admission`, `JobResult`
-    retention   ms that it is kept after its end
-    created, started, finished  ms since the epoch, by the server's clock
+    labels, outcome, policy     parts of these, so that a list of jobs need not read the whole
+    retention   ms that it is kept after its end; expires: when that is
+    created, started, finished, starts_by, ends_by      ms since the epoch, by the server's clock
     worker, token               who runs it, and the fencing token of that attempt
+    charged     slot-seconds that its project has been charged in advance
+    idempotency key of the record of the caller's `Idempotency-Key`
+    artifact_bytes              bytes of its artifacts (`stockade:artifacts:ID:TOKEN`, hash: path -> content)
 
-Beside it: `stockade:queued` and `stockade:leases` (sorted sets of job ids), `stockade:fence` and
-`stockade:delivered` (counters), `stockade:artifacts:ID:TOKEN` (hash: path to content) and
-`stockade:workers` (hash). Each change of a state is one Lua script, `jobs/lua/NAME.lua`, whose head lists
-what it touches; so each is one round trip, all or nothing, and decided by one clock.
+Each change of a state is one Lua script, `jobs/lua/NAME.lua`, whose head and whose libraries' heads list every key
+that it touches; so each is one round trip, all or nothing, and decided by one clock. Which job goes to the workers
+next is decided in `lib/release.lua`, within the same step that makes room for it: whatever dies, no job is between
+two places.
 """
 
-import json
+import hashlib
 import secrets
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.client import PubSub
 from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.retry import Retry
 
-from jobs import queue
+from jobs.clock import instant
 from jobs.job import ATTEMPTS_MAX, Attempt, Job, JobResult, JobState
+from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
+from jobs.scripts import script
 from jobs.settings import Settings
 from jobs.spec import JobSpec
+from jobs.usage import charge_of
 from policies.admission import Admission
-from policies.model import Frozen
 
 FINISHED_CHANNEL = "stockade:finished"
 """Where the id of each job that ends is published."""
 CANCEL_CHANNEL = "stockade:cancel"
 """Where the id of each running job that is to be cancelled is published."""
 BATCH = 100
-"""The most jobs that one sweep returns."""
+"""The most jobs of each kind that one sweep handles."""
 UNCLAIMED_ARTIFACTS = 24 * 3600
 """Seconds after which the artifacts of an attempt that never finished are dropped."""
-WORKER_SILENCE = 15.0
-"""Seconds without a heartbeat after which a worker counts as gone."""
 
 _RELEASES_MAX = 900  # the queue takes attempt numbers up to 999
-_JOB, _QUEUED, _LEASES = "stockade:job:", "stockade:queued", "stockade:leases"
-_FENCE, _DELIVERED, _WORKERS = "stockade:fence", "stockade:delivered", "stockade:workers"
-_FIELDS = ("tenant", "state", "spec", "admission", "attempt", "created", "started", "finished", "result")
-_SCRIPTS = ("create", "claim", "renew", "finish", "fail", "cancel", "expired", "lost", "heartbeat")
+_JOB = "stockade:job:"
+_SCRIPTS = ("create", "claim", "renew", "finish", "fail", "cancel", "delete", "sweep")
+_FIELDS = (
+    *("tenant", "state", "spec", "admission", "attempt", "created", "started", "finished", "result"),
+    *("expires", "pool"),
+)
 
 
 class Renewal(IntEnum):
@@ -66,13 +72,6 @@ class Renewal(IntEnum):
     """Renewed; but the job is to be cancelled."""
 
 
-class Lease(NamedTuple):
-    """One attempt's hold on a job, as the reaper finds it."""
-
-    job_id: str
-    token: int
-
-
 class Failure(NamedTuple):
     """What became of an attempt that failed for a reason of ours."""
 
@@ -82,18 +81,62 @@ class Failure(NamedTuple):
     """The number of the attempt for which the job is queued again; None when it is finished."""
 
 
-class WorkerStatus(Frozen):
-    """What a worker last told about itself."""
+class Idempotency(NamedTuple):
+    """A caller's `Idempotency-Key`, and what it was sent with."""
 
-    name: str = Field(description="The worker's name.")
-    slots: int = Field(description="Sandboxes that it runs at a time.")
-    running: int = Field(description="How many of them are in use.")
-    launcher: str | None = Field(description="Null when its launcher answers; else what is wrong.")
-    silent: float = Field(description="Seconds since it was last heard of.")
+    key: str
+    body: bytes
+
+
+class Submits(NamedTuple):
+    """How the tightest budget `submits_per_minute` stands after a submission."""
+
+    limit: int
+    left: int
+    reset: float
+    """Seconds until all of it is there again."""
+
+
+class Accepted(NamedTuple):
+    """A job that was handed in."""
+
+    job: Job
+    again: bool
+    """Whether it is that of an earlier call with the same idempotency key; nothing new was made."""
+    submits: Submits | None
+
+
+class Swept(NamedTuple):
+    """One thing that a sweep did: `expired`, `published`, `late`, `deleted` (of a job), `released` (of a pool)."""
+
+    what: str
+    name: str
+    number: int
+    """Next attempt, 0 for none; or how many jobs were released."""
+
+
+class BudgetExceededError(Exception):
+    """A budget of the project, or of its organisation, is used up.
+
+    Attributes:
+        budget: its name, as in `jobs.tenants.Budgets`.
+        tenant: id of the tenant whose it is.
+        limit, used: what it is and how it stands, in the budget's unit.
+        retry_after: seconds after which it is worth trying again.
+    """
+
+    def __init__(self, budget: str, tenant: str, limit: float, used: float, retry_after: float) -> None:
+        super().__init__(f"the budget {budget} of {limit:g} is used up")
+        self.budget, self.tenant, self.limit, self.used = budget, tenant, limit, used
+        self.retry_after = retry_after
+
+
+class IdempotencyError(Exception):
+    """An idempotency key that came before with another body."""
 
 
 def connect(settings: Settings, timeout: float = 10) -> Redis:
-    """A client of the settings' Redis server, for `Store` and `jobs.tenants`. It connects when used.
+    """A client of the settings' Redis server, for `Store` and its neighbours. It connects when used.
 
     `timeout`: seconds to wait for an answer. A lost connection is tried again; a silent server is not,
     so that this is how long a call can take.
@@ -114,67 +157,102 @@ class Store:
         """`lease`: seconds that an attempt is left alone without a sign of life from its worker."""
         self.redis = redis
         self.lease = lease
-        sources = Path(__file__).parent / "lua"
-        self._run = {name: redis.register_script((sources / f"{name}.lua").read_text()) for name in _SCRIPTS}
+        self._run = {name: script(redis, name) for name in _SCRIPTS}
 
-    def create(self, spec: JobSpec, admission: Admission, tenant: str) -> Job:
-        """Accept a job for the tenant of this id. On return it is stored; it still has to be published."""
+    def create(
+        self,
+        spec: JobSpec,
+        admission: Admission,
+        project: str,
+        *,
+        actor: str = "service",
+        idempotency: Idempotency | None = None,
+    ) -> Accepted:
+        """Accept a job for the project of this id. On return it is stored, and goes its way by itself.
+
+        Args:
+            spec: what is asked.
+            admission: what the policy decided about it.
+            project: id of the tenant.
+            actor: who asks, for the audit log.
+            idempotency: the caller's key, if it sent one.
+
+        Raises:
+            BudgetExceededError: a budget of the project or its organisation is used up.
+            IdempotencyError: the key came before with another body.
+        """
         job_id = "job_" + secrets.token_hex(12)
-        retention = int(admission.retention * 1000)
-        written: list[str | int] = [
-            spec.model_dump_json(exclude_unset=True),
-            admission.model_dump_json(),
-            retention,
+        keys = [_JOB + job_id]
+        if idempotency:
+            keys.append(_idempotency_key(project, idempotency.key))
+        args = [
+            *(job_id, project, spec.model_dump_json(exclude_unset=True), admission.model_dump_json()),
+            *(int(admission.retention * 1000), admission.pool, admission.priority.rank),
+            int(admission.max_queue_time * 1000),
+            _milliseconds(spec.deadline) if spec.deadline else "",
+            *(_labels(spec), admission.policy),
+            hashlib.sha256(idempotency.body).hexdigest() if idempotency else "",
+            actor,
         ]
-        created = self._run["create"]([_JOB + job_id, _QUEUED], [job_id, tenant, *written])
-        return Job(
-            id=job_id,
-            tenant=tenant,
-            state=JobState.QUEUED,
-            spec=spec,
-            admission=admission,
-            created_at=_instant(created),
-        )
+        answer = self._run["create"](keys, args)
+        match answer:
+            case [b"created", created, *submits]:
+                job = _new_job(job_id, spec, admission, project, created)
+                return Accepted(job, False, _submits(submits))
+            case [b"again", known]:
+                earlier = self.get(known.decode(), project)
+                if earlier is None:  # its retention has just ended
+                    return self.create(spec, admission, project, actor=actor, idempotency=idempotency)
+                return Accepted(earlier, True, None)
+            case [b"over", budget, level, limit, used, wait]:
+                raise BudgetExceededError(
+                    budget.decode(), level.decode(), float(limit), float(used), int(wait) / 1000
+                )
+        raise IdempotencyError("this Idempotency-Key came before with another body")
 
-    def get(self, job_id: str, tenant: str | None = None) -> Job | None:
-        """The job; None when there is none, or it is not that tenant's."""
+    def get(self, job_id: str, project: str | None = None) -> Job | None:
+        """The job; None when there is none, it is not that project's, or its retention is over."""
         values = self.redis.hmget(_JOB + job_id, _FIELDS)
         found = dict(zip(_FIELDS, values, strict=True))
-        if found["tenant"] is None or (tenant is not None and found["tenant"] != tenant.encode()):
+        if found["tenant"] is None or (project is not None and found["tenant"] != project.encode()):
             return None
+        if found["expires"] is not None and int(found["expires"]) <= time.time() * 1000:
+            return None  # only waiting to be swept
         return _job(job_id, found)
 
     def claim(self, job_id: str, attempt: int, worker: str) -> Attempt | None:
         """Take the job for its attempt of this number; None when that is not what it waits for."""
-        keys = [_JOB + job_id, _QUEUED, _LEASES, _FENCE, _DELIVERED]
-        claimed = self._run["claim"](keys, [job_id, attempt, worker, self._lease_ms])
+        claimed = self._run["claim"](
+            [_JOB + job_id, "stockade:fence"], [job_id, attempt, worker, self._lease_ms]
+        )
         if claimed is None:
             return None
         token, now, *values = claimed
-        found = dict(zip(("tenant", "spec", "admission", "created"), values, strict=True))
+        found = dict(zip(("tenant", "spec", "admission", "created", "pool"), values, strict=True))
         job = _job(job_id, found | {"state": b"running", "attempt": attempt, "started": now})
-        until = _instant(now + self._lease_ms)
+        until = instant(now + self._lease_ms)
         return Attempt(job=job, number=attempt, worker=worker, token=token, lease_until=until)
 
     def renew(self, attempts: Sequence[Attempt]) -> list[Renewal]:
         """Prolong the leases of these attempts by `lease` seconds from now, in one call."""
         if not attempts:
             return []
-        keys = [_LEASES, *(_JOB + attempt.job.id for attempt in attempts)]
+        keys = [_JOB + attempt.job.id for attempt in attempts]
         holders: list[str | int] = [
             value for attempt in attempts for value in (attempt.job.id, attempt.token)
         ]
         return [Renewal(answer) for answer in self._run["renew"](keys, [self._lease_ms, *holders])]
 
     def finish(self, attempt: Attempt, result: JobResult) -> bool:
-        """End the job with this result and wake who waits; False when the attempt's token is stale.
+        """End the job with this result, charge it, and wake who waits; False when the token is stale.
 
         To be asked again when the answer was lost: the second answer is that of the first.
         """
         job_id = attempt.job.id
-        keys = [_JOB + job_id, _LEASES, _artifacts(job_id, attempt.token)]
-        args: list[str | int] = [job_id, attempt.token, result.model_dump_json(), FINISHED_CHANNEL]
-        return bool(self._run["finish"](keys, args))
+        args: list[str | int | float] = [job_id, attempt.token, *_ending(result)]
+        args += charge_of(result, attempt.job.admission)
+        with metrics.timed("release_seconds"):
+            return bool(self._run["finish"]([_artifacts(job_id, attempt.token)], args))
 
     def fail_attempt(self, attempt: Attempt, kind: OutcomeKind, message: str) -> Failure:
         """End an attempt that *we* failed: queue the job for another, or finish it when it has had its three.
@@ -184,41 +262,54 @@ class Store:
             kind: the outcome when there is no further attempt, SANDBOX_ERROR or WORKER_LOST.
             message: one sentence about the failure, for that outcome.
         """
-        return self._fail(Lease(attempt.job.id, attempt.token), kind, message)
+        return self._fail(attempt, kind, message, ATTEMPTS_MAX)
 
-    def release(self, attempt: Attempt) -> Failure:
+    def give_back(self, attempt: Attempt) -> Failure:
         """Give a job back that its worker will not run to its end: it is queued again in any case."""
-        lease = Lease(attempt.job.id, attempt.token)
-        return self._fail(lease, OutcomeKind.WORKER_LOST, "Its worker was stopped.", attempts=_RELEASES_MAX)
+        return self._fail(attempt, OutcomeKind.WORKER_LOST, "Its worker was stopped.", _RELEASES_MAX)
 
-    def expired(self) -> list[Lease]:
-        """Leases that have ended, up to `BATCH`; none until Redis has been up for the length of one."""
-        found = self._run["expired"]([_LEASES], [self._lease_ms, BATCH, _JOB])
-        return [Lease(job_id.decode(), int(token)) for job_id, token in _pairs(found)]
+    def cancel(self, job_id: str, project: str) -> Job | None:
+        """Cancel the project's job: at once while it waits, soon while it runs, not when it is finished.
 
-    def expire(self, lease: Lease) -> Failure:
-        """End an attempt whose lease has ended, as `fail_attempt`; refused when it was renewed since."""
-        message = f"The worker that ran it was lost, {ATTEMPTS_MAX} times."
-        return self._fail(lease, OutcomeKind.WORKER_LOST, message, when="expired")
+        Returns the job as it then is; None when the project has no such job.
+        """
+        ending = _ended(OutcomeKind.CANCELLED, "It was cancelled before it started.")
+        known = self._run["cancel"]([_JOB + job_id], [job_id, project, *ending, CANCEL_CHANNEL])
+        return self.get(job_id, project) if known else None
 
-    def lost(self, after: float) -> list[tuple[str, int]]:
-        """Queued jobs, up to `BATCH`, whose message seems lost: job id and attempt, to be published again.
+    def delete(self, job_id: str, project: str) -> bool | None:
+        """Delete the project's finished job with all that is kept of it.
+
+        Returns True when it is gone, False when it has not finished, None when the project has no such job.
+        """
+        answer = self._run["delete"]([], [job_id, project])
+        return {1: True, -1: False}.get(int(answer))
+
+    def sweep(self, lost_after: float) -> list[Swept]:
+        """Do what time asks for, for all jobs; what was done, up to `BATCH` of each kind.
+
+        Leases that have ended give their jobs back, messages that seem lost are published again, jobs that may
+        not start any more end, retention ends, and what there is room for is released. No lease ends until
+        Redis has been up for the length of one.
 
         Args:
-            after: seconds since its publication before a message is taken for lost.
+            lost_after: seconds since its publication before a message is taken for lost.
         """
-        found = self._run["lost"]([_QUEUED, _DELIVERED, queue.LIST], [int(after * 1000), BATCH, _JOB])
-        return [(job_id.decode(), int(attempt)) for job_id, attempt in _pairs(found)]
+        lost = f"The worker that ran it was lost, {ATTEMPTS_MAX} times."
+        endings = [
+            *_ended(OutcomeKind.WORKER_LOST, lost),
+            *_ended(OutcomeKind.CANCELLED, "It was cancelled; the worker that ran it was lost."),
+            *_ended(OutcomeKind.QUEUE_TIME_EXCEEDED, "It waited for its start longer than it may."),
+            *_ended(OutcomeKind.DEADLINE_EXCEEDED, "Its deadline came before it was started."),
+        ]
+        told = self._run["sweep"]([], [BATCH, self._lease_ms, int(lost_after * 1000), ATTEMPTS_MAX, *endings])
+        triples = zip(told[::3], told[1::3], told[2::3], strict=True)
+        return [Swept(what.decode(), name.decode(), int(number)) for what, name, number in triples]
 
-    def cancel(self, job_id: str, tenant: str) -> Job | None:
-        """Cancel the tenant's job: at once while it waits, soon while it runs, not when it is finished.
-
-        Returns the job as it then is; None when the tenant has no such job.
-        """
-        result = _ended(OutcomeKind.CANCELLED, "It was cancelled before it started.")
-        args = [job_id, tenant, result, FINISHED_CHANNEL, CANCEL_CHANNEL]
-        known = self._run["cancel"]([_JOB + job_id, _QUEUED], args)
-        return self.get(job_id, tenant) if known else None
+    def position(self, job: Job) -> int | None:
+        """How many jobs of its own project are released before this one; None once it is released."""
+        rank: Any = self.redis.zrank(f"stockade:backlog:{job.admission.pool}:{job.tenant}", job.id)
+        return None if rank is None else int(rank)
 
     def cancellations(self) -> PubSub:
         """A subscription to the ids of running jobs that are to be cancelled; `renew` tells it too."""
@@ -240,58 +331,60 @@ class Store:
         content: Any = self.redis.hget(_artifacts(job_id, int(token)), path) if token else None
         return content  # type: ignore[no-any-return]
 
-    def heartbeat(self, worker: str, *, slots: int, running: int, launcher: str | None) -> None:
-        """Say that a worker lives (see `WorkerStatus`); to be repeated well within `WORKER_SILENCE`."""
-        about = json.dumps({"slots": slots, "running": running, "launcher": launcher})
-        self._run["heartbeat"]([_WORKERS], [worker, about, int(WORKER_SILENCE * 1000)])
-
-    def farewell(self, worker: str) -> None:
-        """Say that a worker has stopped."""
-        self.redis.hdel(_WORKERS, worker)
-
-    def workers(self) -> list[WorkerStatus]:
-        """The workers that live."""
-        with self.redis.pipeline(transaction=False) as pipe:
-            pipe.time()
-            pipe.hgetall(_WORKERS)
-            (seconds, microseconds), entries = pipe.execute()
-        now = seconds + microseconds / 1e6
-        found = []
-        for name, entry in entries.items():
-            seen, _, about = entry.partition(b" ")
-            silent = max(0.0, round(now - int(seen) / 1000, 3))
-            if silent < WORKER_SILENCE:
-                found.append(WorkerStatus(name=name.decode(), silent=silent, **json.loads(about)))
-        return found
-
     @property
     def _lease_ms(self) -> int:
         return int(self.lease * 1000)
 
-    def _fail(
-        self, lease: Lease, kind: OutcomeKind, message: str, *, when: str = "", attempts: int = ATTEMPTS_MAX
-    ) -> Failure:
-        cancelled = _ended(OutcomeKind.CANCELLED, f"It was cancelled; its last attempt failed: {message}")
-        ends = [_ended(kind, message), cancelled, FINISHED_CHANNEL]
-        args: list[str | int] = [lease.job_id, lease.token, when, attempts, *ends]
-        answer = self._run["fail"]([_JOB + lease.job_id, _QUEUED, _LEASES], args)
+    def _fail(self, attempt: Attempt, kind: OutcomeKind, message: str, attempts: int) -> Failure:
+        cancelled = f"It was cancelled; its last attempt failed: {message}"
+        endings = [*_ended(kind, message), *_ended(OutcomeKind.CANCELLED, cancelled)]
+        answer = self._run["fail"]([], [attempt.job.id, attempt.token, attempts, *endings])
         return Failure(accepted=answer >= 0, next_attempt=answer if answer > 0 else None)
+
+
+def job_key(job_id: str) -> str:
+    """The name of a job's hash."""
+    return _JOB + job_id
 
 
 def _artifacts(job_id: str, token: int) -> str:
     return f"stockade:artifacts:{job_id}:{token}"
 
 
-def _ended(kind: OutcomeKind, message: str) -> str:
-    return JobResult(outcome=Outcome(kind=kind, message=message)).model_dump_json()
+def _idempotency_key(project: str, key: str) -> str:
+    return f"stockade:idempotency:{project}:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def _instant(milliseconds: Any) -> datetime:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+def _ending(result: JobResult) -> tuple[str, str, str]:
+    """A result as the scripts take it: kind of the outcome, the outcome, the whole."""
+    return result.outcome.kind.value, result.outcome.model_dump_json(), result.model_dump_json()
 
 
-def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
-    return list(zip(flat[::2], flat[1::2], strict=True))
+def _ended(kind: OutcomeKind, message: str) -> tuple[str, str, str]:
+    return _ending(JobResult(outcome=Outcome(kind=kind, message=message)))
+
+
+def _labels(spec: JobSpec) -> str:
+    return spec.model_dump_json(include={"labels"})
+
+
+def _submits(answer: Sequence[int]) -> Submits | None:
+    return Submits(answer[0], answer[1], answer[2] / 1000) if answer else None
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _new_job(job_id: str, spec: JobSpec, admission: Admission, project: str, created: int) -> Job:
+    return Job(
+        id=job_id,
+        tenant=project,
+        state=JobState.QUEUED,
+        spec=spec,
+        admission=admission,
+        created_at=instant(created),
+    )
 
 
 def _job(job_id: str, found: dict[str, Any]) -> Job:
@@ -304,8 +397,8 @@ def _job(job_id: str, found: dict[str, Any]) -> Job:
         spec=JobSpec.model_validate_json(found["spec"]),
         admission=Admission.model_validate_json(found["admission"]),
         attempt=int(found["attempt"]),
-        created_at=_instant(found["created"]),
-        started_at=_instant(started) if started else None,
-        finished_at=_instant(finished) if finished else None,
+        created_at=instant(found["created"]),
+        started_at=instant(started) if started else None,
+        finished_at=instant(finished) if finished else None,
         result=JobResult.model_validate_json(result) if result else None,
     )

@@ -10,16 +10,16 @@ from typing import Protocol
 
 from pydantic import Field
 
+from policies.isolation import OCI, Host
 from policies.limits import Limits, LimitsRequest
 from policies.model import Frozen
-from policies.policy import Policy
+from policies.policy import HOST_IMAGE, Policy
+from policies.priority import Priority
+from policies.units import DURATION_MAX
 from policies.violation import Violation, shown
 
 BLOCK = 4096
 """Bytes in which a file takes up the disk of a job: tmpfs stores pages."""
-
-HOST_IMAGE = "host"
-"""The built-in image: a read-only view of the machine's own toolchain directories."""
 
 
 class StepRequest(Protocol):
@@ -57,6 +57,15 @@ class Request(Protocol):
     @property
     def files(self) -> Sequence[FileRequest]: ...
 
+    @property
+    def pool(self) -> str | None: ...
+
+    @property
+    def priority(self) -> Priority | None: ...
+
+    @property
+    def max_queue_time(self) -> float | None: ...
+
 
 class AdmittedStep(Frozen):
     """One step as it will run."""
@@ -69,10 +78,18 @@ class Admission(Frozen):
     """A policy's yes: everything that it decided about one request."""
 
     policy: str = Field(description="Name of the policy.")
-    policy_digest: str = Field(description="Digest of the policy's content when it was asked.")
+    policy_digest: str = Field(
+        description="Digest of the policy that was asked: the effective one, as the scopes above it leave it."
+    )
     image: str = Field(description="The image that the job will run in.")
     steps: tuple[AdmittedStep, ...] = Field(description="The steps in order.")
     retention: float = Field(description="Seconds that the job is kept after its end.")
+    # The defaults are for jobs that were stored before these fields were there.
+    pool: str = Field(default="default", description="The pool of workers that it runs on.")
+    priority: Priority = Field(
+        default=Priority.NORMAL, description="Which of the project's own jobs go first."
+    )
+    max_queue_time: float = Field(default=DURATION_MAX, description="Seconds that it may wait for its start.")
 
     @property
     def wall_time(self) -> float:
@@ -92,20 +109,29 @@ class AdmissionError(Exception):
         self.violations = tuple(violations)
 
 
-def admit(request: Request, policy: Policy, *, host_image: bool = True) -> Admission:
+def admit(
+    request: Request, policy: Policy, *, host_image: bool = True, hosts: Sequence[Host] = ()
+) -> Admission:
     """Return how `request` will run under `policy`.
 
     Args:
         request: what is asked, of valid shape.
-        policy: the policy that the request names.
+        policy: the policy that the request names, as the scopes above it leave it.
         host_image: whether this installation offers the image `host` at all.
+        hosts: the machines on which it could run, as far as they are known; with none it is left to the
+            worker whether its host stands on the policy's isolation floor.
 
     Raises:
         AdmissionError: with every violation at once.
     """
-    found = [*_image(request.image, policy, host_image), *_counts(request, policy)]
+    found = [
+        *_image(request.image, policy, host_image),
+        *_queueing(request, policy),
+        *_hosts(policy, hosts),
+        *_counts(request, policy),
+    ]
     steps = []
-    for index, (field, step) in enumerate(_numbered(request)):
+    for index, (field, step) in enumerate(numbered(request)):
         found.extend(_over_ceiling(field, step.limits, policy.ceilings))
         name = step.name or default_name(index)
         admitted = AdmittedStep.model_construct(name=name, limits=step.limits.over(policy.defaults))
@@ -119,7 +145,20 @@ def admit(request: Request, policy: Policy, *, host_image: bool = True) -> Admis
         image=request.image,
         steps=tuple(steps),
         retention=policy.retention,
+        pool=pool_of(request, policy),
+        priority=request.priority or default_priority(policy),
+        max_queue_time=policy.max_queue_time if request.max_queue_time is None else request.max_queue_time,
     )
+
+
+def pool_of(request: Request, policy: Policy) -> str:
+    """Return the pool that a request gets: the one that it names, else the policy's first."""
+    return request.pool or policy.pools[0]
+
+
+def default_priority(policy: Policy) -> Priority:
+    """Return the priority of a request that names none: normal, or what the policy has below that."""
+    return max(Priority.NORMAL, policy.priority_max, key=lambda priority: priority.rank)
 
 
 def default_name(index: int) -> str:
@@ -127,7 +166,8 @@ def default_name(index: int) -> str:
     return f"step-{index + 1}"
 
 
-def _numbered(request: Request) -> Iterator[tuple[str, StepRequest]]:
+def numbered(request: Request) -> Iterator[tuple[str, StepRequest]]:
+    """Yield the steps of a request, each with its path in it."""
     if request.command is not None:
         yield "command", request.command
     for index, step in enumerate(request.steps or ()):
@@ -135,13 +175,39 @@ def _numbered(request: Request) -> Iterator[tuple[str, StepRequest]]:
 
 
 def _image(image: str, policy: Policy, host_image: bool) -> Iterator[Violation]:
-    if not policy.allows_image(image):
+    if image == HOST_IMAGE and policy.isolation.image == OCI:
+        message = f"the policy {policy.name} demands an image of its own, not {HOST_IMAGE}"
+        yield Violation(field="image", got=image, allowed=[*policy.images], message=message)
+    elif not policy.allows_image(image):
         allowed = list(policy.images)
         message = f"the policy {policy.name} does not allow this image"
         yield Violation(field="image", got=shown(image), allowed=[*allowed], message=message)
     elif image == HOST_IMAGE and not host_image:
         message = "the image host is switched off on this installation"
         yield Violation(field="image", got=image, allowed=None, message=message)
+
+
+def _queueing(request: Request, policy: Policy) -> Iterator[Violation]:
+    if request.pool is not None and request.pool not in policy.pools:
+        message = f"the policy {policy.name} does not allow this pool"
+        yield Violation(field="pool", got=request.pool, allowed=[*policy.pools], message=message)
+    if request.priority is not None and request.priority.rank < policy.priority_max.rank:
+        message = f"the priority {request.priority} is over the policy's highest, {policy.priority_max}"
+        allowed = [str(each) for each in Priority if each.rank >= policy.priority_max.rank]
+        yield Violation(field="priority", got=str(request.priority), allowed=[*allowed], message=message)
+    if request.max_queue_time is not None and request.max_queue_time > policy.max_queue_time:
+        most = policy.max_queue_time
+        message = f"max_queue_time of {request.max_queue_time} is over the policy's ceiling of {most}"
+        yield Violation(field="max_queue_time", got=request.max_queue_time, allowed=most, message=message)
+
+
+def _hosts(policy: Policy, hosts: Sequence[Host]) -> Iterator[Violation]:
+    """Yield what the best of the hosts does not give, unless one of them gives all."""
+    falling_short = [list(policy.isolation.shortfalls(host)) for host in hosts]
+    if falling_short and all(falling_short):
+        for field, got, needed in min(falling_short, key=len):
+            message = f"the policy {policy.name} needs {field} of {needed}; no worker of the pool has a host with it"
+            yield Violation(field=field, got=got, allowed=needed, message=message)
 
 
 def _counts(request: Request, policy: Policy) -> Iterator[Violation]:

@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from policies.bounds import Bounds
+from policies.document import PolicyDocument
+from policies.isolation import IsolationFloor
 from policies.limits import LAUNCHER_MAX, Limits
 from policies.loader import load_policies
 from policies.policy import Capability, Policy
@@ -14,17 +17,36 @@ from policies.units import format_duration, format_size
 _HEAD = """\
 # Policy reference
 
-Made from the models by `python -m policies.reference`; do not edit.
+Made from the models by `python -m policies.reference`; do not edit. [Policies](policies.md) explains them, with
+worked examples.
 
 A policy says what a job may ask for (`ceilings`, `images`, counts) and what it gets unasked
 (`defaults`). It is one YAML file, named after the policy. The built-in ones are in `policies/builtin/`;
 the files in the directory that `STOCKADE_POLICIES` names are added to them, and replace those of the
-same name. All fields are required, an unknown one is an error, and nothing starts with a policy that is
-not right.
+same name. A policy may leave out what it takes over from the one that it `extends`; one that extends none has all
+fields. An unknown field is an error, and nothing starts with a policy that is not right.
 
 Sizes are bytes, or text such as `64MiB`, `1.5GiB`, `500kB`. Times are seconds, or text such as `500ms`,
 `10s`, `2m`, `24h`. A policy is known by its name and by the digest of its content, which every job
 carries: two policies of one digest allow exactly the same.
+
+For editors: [policy.schema.json](policy.schema.json) and [bounds.schema.json](bounds.schema.json).
+"""
+
+_ISOLATION = """\
+## Isolation floor
+
+The fields of `isolation`. What is left out asks for nothing. A job whose policy asks for more than any live worker
+of its pool can give is refused when it is sent; a worker whose own host is below the floor does not run it.
+"""
+
+_BOUNDS = """\
+## Bounds
+
+What a scope above the policies lets through: the platform in `platform.yaml` beside the policies, an organisation
+and a project in their tenant's bounds. All fields may be left out. Bounds only narrow: of a policy that says
+more, what they let through is left; of one that says less, nothing changes. Where they leave no image or no
+pool of a policy, it cannot be used there.
 """
 
 _LIMITS = """\
@@ -53,7 +75,10 @@ def _page() -> Iterator[str]:
     yield "## Fields\n"
     yield from _table(
         ["field", "meaning", "kernel"],
-        [[f"`{name}`", field.description, _kernel(field)] for name, field in Policy.model_fields.items()],
+        [
+            [f"`{name}`", _description(name, field), _kernel(Policy.model_fields.get(name, field))]
+            for name, field in PolicyDocument.model_fields.items()
+        ],
     )
     yield "\n" + _LIMITS
     yield from _table(
@@ -65,8 +90,26 @@ def _page() -> Iterator[str]:
     )
     yield "\n" + _CAPABILITIES
     yield ", ".join(f"`{capability}`" for capability in Capability) + "."
+    yield "\n" + _ISOLATION
+    yield from _table(
+        ["field", "meaning", "kernel"],
+        [
+            [f"`{name}`", field.description, _kernel(field)]
+            for name, field in IsolationFloor.model_fields.items()
+        ],
+    )
+    yield "\n" + _BOUNDS
+    yield from _table(
+        ["field", "what it bounds"],
+        [[f"`{name}`", field.description] for name, field in Bounds.model_fields.items()],
+    )
     yield "\n## The built-in policies\n"
     yield from _builtin(list(load_policies().values()))
+
+
+def _description(name: str, document: FieldInfo) -> str | None:
+    """Return what a field means: as the document has it, else as the policy has it."""
+    return document.description or Policy.model_fields[name].description
 
 
 def _builtin(policies: list[Policy]) -> Iterator[str]:
@@ -123,9 +166,22 @@ def _range(name: str, field: FieldInfo) -> str:
     return f"{_value(field, least)} to {_value(field, getattr(LAUNCHER_MAX, name))}"
 
 
+def shown_value(path: str, value: Any) -> str:
+    """Write the value at `path` of a policy, such as "ceilings.memory", with its unit."""
+    name = path.rpartition(".")[2]
+    field = Limits.model_fields.get(name) or Policy.model_fields.get(name)
+    if field is None or value is None:
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _value(field, value)
+
+
 def _value(field: FieldInfo, value: Any) -> str:
     """Write a field's value with its unit."""
-    if isinstance(value, tuple):
+    if isinstance(value, IsolationFloor):
+        value = value.model_dump()
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={each}" for name, each in value.items()) or "none"
+    if isinstance(value, tuple | list):
         return ", ".join(map(str, value)) or "none"
     unit = _unit(field)
     if unit == "bytes":

@@ -91,15 +91,15 @@ def _known(model: type[BaseModel] | None, location: Sequence[str | int]) -> list
     for part in location:
         if isinstance(part, str) and model is not None:
             field = model.model_fields.get(part)
-            model = _model_in(field.annotation) if field else None
+            model = model_in(field.annotation) if field else None
     return list(model.model_fields) if model else None
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """Return the first model in an annotation such as `tuple[Step, ...] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
+    return next(filter(None, map(model_in, get_args(annotation))), None)
 
 
 def _violation(kind: str, location: Sequence[str | int], detail: Any) -> Violation:

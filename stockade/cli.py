@@ -10,8 +10,11 @@ _COMMANDS = {
     "run": "stockade.run",
     "doctor": "stockade.doctor",
     "image": "stockade.image_command",
-    "tenant": "stockade.keys",
+    "tenant": "stockade.tenants",
     "key": "stockade.keys",
+    "policy": "stockade.policy_command",
+    "usage": "stockade.usage_command",
+    "audit": "stockade.audit_command",
 }
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 import click
 import redis
 
-from stockade import cgroup_trials, trials
+from stockade import cgroup_trials, trials, valkey
+from stockade.valkey_users import User, Users
 
 KERNEL_NEEDED = (5, 12)
 """mount_setattr(2) with MOUNT_ATTR_IDMAP came with 5.12."""
@@ -188,8 +189,9 @@ def unprivileged_python(python: str = sys.executable) -> Finding:
     return Finding("unprivileged_python", Status.OK, f"{python} imports {answer.stdout.strip()}")
 
 
-def redis_server(url: str | None) -> Iterator[Finding]:
+def redis_server(url: str | None, state: Path | None = None) -> Iterator[Finding]:
     """Whether Redis answers and keeps what it was told: an accepted job must outlive a crash of it."""
+    url = url or (_running_redis(state) if state else None)
     if url is None:
         yield _embedded_redis()
         return
@@ -233,6 +235,16 @@ def redis_eviction(settings: dict[str, str]) -> Finding:
         fix = "redis-cli config set maxmemory-policy noeviction && redis-cli config rewrite"
         return Finding("redis_eviction", Status.FAIL, found, fix)
     return Finding("redis_eviction", Status.OK, found)
+
+
+def _running_redis(state: Path) -> str | None:
+    """The address of the Valkey of the `stockade up` that runs on this state directory; None when none does."""
+    if not valkey.socket_path(state / "valkey").exists():
+        return None
+    try:
+        return Users.load(state).url(User.ADMIN)
+    except OSError:
+        return None
 
 
 def _embedded_redis() -> Finding:
@@ -300,7 +312,7 @@ def examine(state: Path, redis_url: str | None, launcher_path: Path | None) -> I
     yield open_files()
     yield state_directory(state)
     yield unprivileged_python()
-    yield from redis_server(redis_url)
+    yield from redis_server(redis_url, state)
     if launcher_path is not None:
         yield launcher(launcher_path)
     yield from hardening()

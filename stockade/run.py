@@ -26,16 +26,19 @@ from pydantic import ValidationError
 
 from jobs.outcome import Evidence, Outcome, OutcomeKind
 from jobs.spec import JobSpec
-from policies.admission import HOST_IMAGE, AdmissionError, admit
+from policies.admission import AdmissionError, admit
+from policies.finding import PolicyError
 from policies.limits import Limits
-from policies.loader import PolicyError, load_policies
-from policies.policy import Policy
+from policies.loader import load
+from policies.policy import HOST_IMAGE, Policy
+from policies.scopes import PLATFORM, ScopeError, effective
 from policies.units import format_duration, format_size
 from policies.violation import Violation, violations
 from stockade import host
 from stockade.children import Child
 from worker import memfile
-from worker.attempt import Planned, plan_of, result_of
+from worker.admission import NotAdmittedError
+from worker.attempt import Planned, plan_of, result_of, stand_on_floor
 from worker.images.chosen import choose
 from worker.outcome import outcome_of
 from worker.sandbox.client import Session
@@ -134,8 +137,9 @@ def run(
         asked = {"image": image, "policy": policy, "command": step, "files": [_file(each) for each in files]}
         admitted = _admitted(asked, policies)
         with _session(state, image) as session:
+            stand_on_floor(admitted.policy, session)
             status = (_run_captured if as_json else _run_straight)(session, admitted)
-    except (click.ClickException, SandboxError, PolicyError) as error:
+    except (click.ClickException, SandboxError, PolicyError, NotAdmittedError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"stockade run: {message}", err=True)
         status = OURS
@@ -180,18 +184,20 @@ def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
     """The command as its policy admits it; everything wrong with it at once as one message."""
     try:
         spec = JobSpec.model_validate(asked)
-        policies = load_policies(directory)
-        if spec.policy not in policies:
-            raise click.ClickException(f"there is no policy {spec.policy!r}, there are {', '.join(policies)}")
+        found = load(directory)
+        if spec.policy not in found.policies:
+            known = ", ".join(found.policies)
+            raise click.ClickException(f"there is no policy {spec.policy!r}, there are {known}")
+        policy = effective(found.policies[spec.policy], [(PLATFORM, found.platform)])
         # Who may import an image may run it: `images` is about callers of the service.
-        policy = policies[spec.policy].model_copy(update={"images": (spec.image,)})
+        policy = policy.model_copy(update={"images": (spec.image,)})
         admission = admit(spec, policy)
     except ValidationError as error:
         raise click.ClickException(_sentences(violations(error, JobSpec))) from None
-    except AdmissionError as error:
+    except (AdmissionError, ScopeError) as error:
         raise click.ClickException(_sentences(error.violations)) from None
-    step = Planned(spec.sequence[0], admission.steps[0], first=True, last=True)
-    return Run(spec, policies[spec.policy], step)
+    step = Planned(spec.sequence[0], admission.steps[0], index=0, last=True)
+    return Run(spec, policy, step)
 
 
 def _sentences(found: tuple[Violation, ...]) -> str:

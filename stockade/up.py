@@ -9,8 +9,9 @@ Started in this order, each when the one before is ready, and stopped in the rev
 A child that dies is named and started again; one that keeps dying stops everything.
 The kernel sends the children SIGTERM when this process dies, however it dies.
 
-State directory: ``lock``, ``dev-key``, ``logs/``, ``valkey/``, ``launcher/``, and ``run/`` with the
-launcher's socket. All that must outlive a restart is in ``valkey/``.
+State directory: ``lock``, ``dev-key``, ``logs/``, ``valkey/``, ``launcher/``, ``run/`` with the launcher's
+socket, and the users of Valkey (:mod:`stockade.valkey_users`): worker and API each are one that can do its work
+and no more. All that must outlive a restart is in ``valkey/``.
 """
 
 import select
@@ -31,6 +32,7 @@ import httpx
 from jobs.settings import Settings
 from stockade import host, valkey
 from stockade.children import Child, ChildDied
+from stockade.valkey_users import User, Users
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _READY_TIMEOUT = 60.0  # s, for each child
@@ -85,6 +87,7 @@ class UpOptions:
     slots: int | None = None
     image_host: bool = True
     policies: Path | None = None
+    metrics: str = "127.0.0.1:9464"
     grace: float = 10.0
 
 
@@ -104,7 +107,8 @@ class Stack:
         self.options = options
         self.state = options.state
         self.url = f"http://{options.listen}"
-        self.redis = valkey.url(self.state / "valkey")
+        self._users = Users.claim(self.state, host.require_service_user().pw_gid)
+        self.redis = self._users.url(User.ADMIN)
         self.launcher_socket = self.state / "run" / "launcher.sock"
         self._say = say
         self._not_ready = ""
@@ -112,25 +116,31 @@ class Stack:
 
     def _make_members(self) -> list[Member]:
         settings = Settings(
-            redis=self.redis,
             state=self.state,
             launcher=self.launcher_socket,
             listen=self.options.listen,
             policies=self.options.policies,
+            metrics=self.options.metrics,
             image_host=self.options.image_host,
             drain=max(0.0, self.options.grace - 2),
             **({"slots": self.options.slots} if self.options.slots else {}),
         )
-        env = settings.environment()
         python = [sys.executable, "-I", "-m"]
         launcher = launcher_command(settings, self.state / "launcher", self.state / host.IMAGES)
         data = self.state / "valkey"
+        server = valkey.command(data, durable=True, acl_file=self._users.acl_file)
         return [
-            Member(self._child("valkey", valkey.command(data, durable=True)), lambda: valkey.answers(data)),
+            Member(self._child("valkey", server), lambda: valkey.answers(data, self.redis)),
             Member(self._child("launcher", launcher, user=None), lambda: accepts(self.launcher_socket)),
-            Member(self._child("worker", [*python, "worker"], env), lambda: True),
-            Member(self._child("api", [*python, "api"], env), self._serves),
+            Member(
+                self._child("worker", [*python, "worker"], self._env(settings, User.WORKER)), lambda: True
+            ),
+            Member(self._child("api", [*python, "api"], self._env(settings, User.API)), self._serves),
         ]
+
+    def _env(self, settings: Settings, user: User) -> dict[str, str]:
+        """The environment of a child that is this user of Redis."""
+        return settings.model_copy(update={"redis": self._users.url(user)}).environment()
 
     def _child(
         self,

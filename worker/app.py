@@ -12,11 +12,15 @@ import structlog
 from celery import Celery, signals
 
 from jobs import broker, queue
+from jobs.live import LiveOutput
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
 from jobs.settings import Settings
 from jobs.store import Store, connect
-from policies.loader import load_policies
+from worker.admission import Policies
 from worker.attempt import Workshop
 from worker.keeper import Keeper
+from worker.live import PATIENCE, Live
 from worker.reaper import Reaper
 from worker.stop import Reason, Stops
 from worker.task import Runner
@@ -28,18 +32,19 @@ class Worker:
     """One worker process, from start to stop."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises policies.loader.PolicyError when a policy cannot be read."""
+        """Raises policies.finding.PolicyError when a policy cannot be read."""
         self._settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self.app = queue.celery_app(settings)
-        store = Store(connect(settings), lease=settings.lease)
-        policies = load_policies(settings.policies)
-        workshop = Workshop(store, policies, settings.launcher, settings.image_host)
+        redis = connect(settings)
+        store = Store(redis, lease=settings.lease)
+        self._policies = PolicySource(settings.policies)
+        policies = Policies(self._policies, PolicyVersions(redis))
+        self._live = Live()
+        workshop = Workshop(store, policies, settings.launcher, settings.image_host, self._live)
         self._stops = Stops()
-        runner = Runner(self.name, workshop, self._stops, self._publish)
-        reaper = Reaper(store, self._publish)
-        self._keeper = Keeper(self.name, settings.slots, settings.launcher, store, self._stops, reaper)
-        register(self.app, runner)
+        self._keeper = Keeper(self.name, settings, store, self._stops, Reaper(store))
+        register(self.app, Runner(self.name, workshop, self._stops))
 
     def run(self) -> int:
         """Work until a signal says to stop (SIGTERM, SIGINT); the exit status of the process."""
@@ -55,10 +60,13 @@ class Worker:
         )
         signals.worker_shutting_down.connect(self._on_stop)
         self._keeper.start()
+        self._live.start(LiveOutput(connect(self._settings, PATIENCE)))
         log.info("working", worker=self.name, slots=self._settings.slots, redis=self._settings.redis_shown)
         try:
-            consumer.start()
+            with self._policies.watched():
+                consumer.start()
         finally:
+            self._live.stop()
             self._keeper.stop()
             log.info("stopped", worker=self.name)
         return int(consumer.exitcode or 0)
@@ -69,9 +77,6 @@ class Worker:
         timer = threading.Timer(self._settings.drain, self._stops.ask_all, [Reason.SHUTDOWN])
         timer.daemon = True
         timer.start()
-
-    def _publish(self, job_id: str, attempt: int) -> None:
-        queue.publish(self.app, job_id, attempt)
 
 
 def register(app: Celery, runner: Runner) -> None:

@@ -2,21 +2,26 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.job import Attempt, JobResult
+from jobs.live import Stream
+from jobs.metrics import metrics
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
-from policies.admission import AdmissionError, AdmittedStep, admit
+from jobs.workers import HostFacts
+from policies.admission import AdmittedStep
 from policies.policy import Policy
 from worker import memfile
+from worker.admission import Policies, admitted_again, demand_floor
 from worker.artifacts import collect
 from worker.images.chosen import Chosen, choose
+from worker.live import Broadcast, Live
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
@@ -34,18 +39,15 @@ LAUNCHER_PATIENCE = 10.0
 """Seconds to wait for a launcher that does not answer: one that is restarted."""
 
 
-class NotAdmittedError(Exception):
-    """The policy no longer lets the job in; trying again would not help."""
-
-
 @dataclass(frozen=True)
 class Workshop:
-    """What attempts are made with: the store, the policies, and the launcher of this machine."""
+    """What attempts are made with: the store, the policies, this machine's launcher, and who watches."""
 
     store: Store
-    policies: Mapping[str, Policy]
+    policies: Policies
     launcher: Path
     image_host: bool = True
+    live: Live = field(default_factory=Live)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Planned:
 
     asked: Step
     admitted: AdmittedStep
-    first: bool
+    index: int
     last: bool
 
 
@@ -62,49 +64,66 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     """Run the job's steps and say how it went.
 
     Raises:
-        NotAdmittedError: the policy of this worker does not allow the job.
+        worker.admission.NotAdmittedError: this worker does not let the job in.
         SandboxError: a sandbox failed, which says nothing about the job.
         StoppedError: the attempt is to stop, for a reason of ours.
         redis.RedisError: artifacts could not be stored.
     """
-    policy, steps = _admitted(attempt, workshop)
+    with _phase("admit"):
+        policy, steps = _admitted(attempt, workshop)
     results: list[StepResult] = []
     try:
-        with _session(workshop.launcher, stop) as session:
+        with _session(workshop.launcher, stop) as session, workshop.live.of(attempt) as broadcast:
+            stand_on_floor(policy, session)
             image = choose(session, attempt.job.spec.image)
             for step in steps:
-                ended = _run(session, step, image, policy, attempt.job.spec, stop)
+                plan = plan_of(step, image, policy)
+                ended = _run(session, step, plan, attempt.job.spec, stop, broadcast)
                 results.append(result_of(step, ended))
                 if not results[-1].outcome.succeeded:
                     break
+                if not step.last:
+                    broadcast.end_step(step.index, results[-1])
             outcome = results[-1].outcome
             if outcome.kind is OutcomeKind.CANCELLED:
-                return JobResult(outcome=outcome, steps=tuple(results))
-            artifacts, errors = collect(session, attempt, policy, workshop.store)
+                return _stopped(stop, results, len(steps))
+            with _phase("collect"):
+                artifacts, errors = collect(session, attempt, policy, workshop.store)
             return JobResult(
                 outcome=outcome, steps=tuple(results), artifacts=artifacts, artifact_errors=errors
             )
     except StoppedError as stopped:
-        if stopped.reason is not Reason.CANCELLED:
+        if stopped.reason.ours:
             raise
-        message = f"It was cancelled after {len(results)} of its {len(steps)} steps."
-        between = Outcome(kind=OutcomeKind.CANCELLED, message=message)
-        return JobResult(outcome=between, steps=tuple(results))
+        return _stopped(stop, results, len(steps))
+
+
+def _stopped(stop: Stop, results: list[StepResult], steps: int) -> JobResult:
+    """The end of a job that was cancelled, or whose deadline came, while it ran or between two steps."""
+    late = stop.reason is Reason.DEADLINE
+    kind = OutcomeKind.DEADLINE_EXCEEDED if late else OutcomeKind.CANCELLED
+    why = "Its deadline came" if late else "It was cancelled"
+    if results and results[-1].outcome.kind is OutcomeKind.CANCELLED:
+        outcome = results[-1].outcome.model_copy(update={"kind": kind, "message": f"{why} while it ran."})
+        results = [*results[:-1], results[-1].model_copy(update={"outcome": outcome})]
+    else:
+        outcome = Outcome(kind=kind, message=f"{why} after {len(results)} of its {steps} steps.")
+    return JobResult(outcome=outcome, steps=tuple(results))
 
 
 def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planned]]:
     """The policy and the limits in force: the worker asks again, and trusts nothing that it was sent."""
-    name = attempt.job.spec.policy
-    policy = workshop.policies.get(name)
-    if policy is None:
-        raise NotAdmittedError(f"This worker has no policy {name}.")
-    try:
-        admission = admit(attempt.job.spec, policy, host_image=workshop.image_host)
-    except AdmissionError as error:
-        raise NotAdmittedError(f"The policy {name} no longer allows this job: {error}.") from error
+    policy, admission = admitted_again(attempt.job, workshop.policies, workshop.image_host)
     pairs = zip(attempt.job.spec.sequence, admission.steps, strict=True)
     count = len(admission.steps)
-    return policy, [Planned(*pair, first=n == 0, last=n == count - 1) for n, pair in enumerate(pairs)]
+    return policy, [Planned(*pair, index=n, last=n == count - 1) for n, pair in enumerate(pairs)]
+
+
+def stand_on_floor(policy: Policy, session: Session) -> None:
+    """See that this host stands on the policy's isolation floor; the launcher knows its host."""
+    if policy.isolation.asks_of_hosts:
+        about = session.about(LAUNCHER_PATIENCE)
+        demand_floor(policy, HostFacts(cgroup=about["cgroup"], kernel=about["kernel"]))
 
 
 def _session(launcher: Path, stop: Stop) -> Session:
@@ -112,7 +131,8 @@ def _session(launcher: Path, stop: Stop) -> Session:
     deadline, pause = time.monotonic() + LAUNCHER_PATIENCE, 0.05
     while True:
         try:
-            return Session(str(launcher))
+            with _phase("session"):
+                return Session(str(launcher))
         except SandboxError:
             if time.monotonic() > deadline:
                 raise
@@ -121,7 +141,9 @@ def _session(launcher: Path, stop: Stop) -> Session:
         pause = min(2 * pause, 1.0)
 
 
-def _run(session: Session, step: Planned, image: Chosen, policy: Policy, spec: JobSpec, stop: Stop) -> Ended:
+def _run(
+    session: Session, step: Planned, plan: dict[str, Any], spec: JobSpec, stop: Stop, broadcast: Broadcast
+) -> Ended:
     """Run one step; the first one brings the job's files into the workspace."""
     with ExitStack() as stack:
 
@@ -131,10 +153,22 @@ def _run(session: Session, step: Planned, image: Chosen, policy: Policy, spec: J
             return descriptor
 
         stdin = memory("stdin", [step.asked.stdin.data])
-        files = memory("files", memfile.packed(spec.files)) if spec.files and step.first else None
-        plan = plan_of(step, image, policy)
+        files = memory("files", memfile.packed(spec.files)) if spec.files and step.index == 0 else None
         kill = step.asked.on_output_limit == "kill"
-        return supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop)
+
+        def heard(stream: Stream, chunk: bytes) -> None:
+            broadcast.feed(step.index, stream, chunk)
+
+        begun = time.monotonic()
+        ended = supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop, heard)
+        ran = ended.report["usage"]["wall_time"]
+        metrics.observe("sandbox_phase_seconds", ran, phase="run")
+        metrics.observe("sandbox_phase_seconds", time.monotonic() - begun - ran, phase="sandbox")
+        return ended
+
+
+def _phase(name: str) -> AbstractContextManager[None]:
+    return metrics.timed("sandbox_phase_seconds", phase=name)
 
 
 def plan_of(step: Planned, image: Chosen, policy: Policy) -> dict[str, Any]:
@@ -143,12 +177,12 @@ def plan_of(step: Planned, image: Chosen, policy: Policy) -> dict[str, Any]:
     return {
         "image": image.digest,
         "argv": list(step.asked.argv),
-        "env": ENVIRONMENT | image.env | step.asked.env,
+        "env": ENVIRONMENT | image.env | policy.environment | step.asked.env,
         "cwd": image.cwd(step.asked),
         "user": user,
         "group": group,
         "hostname": HOSTNAME,
-        "syscalls": policy.syscalls,
+        "syscalls": str(policy.syscalls),
         "capabilities": [str(capability) for capability in policy.capabilities],
         "limits": step.admitted.limits.model_dump(exclude={"output"}),
         "keep": not step.last,

@@ -1,16 +1,14 @@
-"""The reaper: gives back what dead workers held, and publishes again what the broker lost.
+"""The reaper: has the store do what time asks for, and tells the log what that was.
 
-Every worker has one, at its start and on a timer; any number may sweep at once, because each job's return
-is one compare-and-set in the store.
+Every worker has one, at its start and on a timer; any number may sweep at once, because each job's change is one
+step in the store.
 """
-
-from collections.abc import Callable
 
 import structlog
 
-from jobs.store import Store
+from jobs.store import BATCH, Store, Swept
 
-REPUBLISH_AFTER = 10.0
+LOST_AFTER = 10.0
 """Seconds since its publication before a message that did not arrive is taken for lost."""
 
 log = structlog.get_logger(__name__)
@@ -19,26 +17,27 @@ log = structlog.get_logger(__name__)
 class Reaper:
     """Sweeps the store."""
 
-    def __init__(
-        self, store: Store, publish: Callable[[str, int], None], republish_after: float = REPUBLISH_AFTER
-    ) -> None:
+    def __init__(self, store: Store, lost_after: float = LOST_AFTER) -> None:
         self._store = store
-        self._publish = publish
-        self._republish_after = republish_after
+        self._lost_after = lost_after
 
     def sweep(self) -> None:
-        """End the attempts whose lease has ended, and publish again the jobs whose message is lost.
+        """Sweep until there is no more than a batch of anything left.
 
-        Raises redis.RedisError or kombu.exceptions.OperationalError when Redis is not there; the next sweep
-        goes on where this one stopped.
+        Raises redis.RedisError when Redis is not there; the next sweep goes on where this one stopped.
         """
-        for lease in self._store.expired():
-            failure = self._store.expire(lease)
-            if not failure.accepted:
-                continue
-            log.warning("lease_expired", job=lease.job_id, next_attempt=failure.next_attempt)
-            if failure.next_attempt is not None:
-                self._publish(lease.job_id, failure.next_attempt)
-        for job_id, attempt in self._store.lost(self._republish_after):
-            log.warning("published_again", job=job_id, attempt=attempt)
-            self._publish(job_id, attempt)
+        swept = self._store.sweep(self._lost_after)
+        _tell(swept)
+        while len(swept) >= BATCH:
+            swept = self._store.sweep(self._lost_after)
+            _tell(swept)
+
+
+def _tell(swept: list[Swept]) -> None:
+    for what, name, number in swept:
+        if what == "expired":
+            log.warning("lease_expired", job=name, next_attempt=number or None)
+        elif what == "published":
+            log.warning("published_again", job=name, attempt=number)
+        elif what == "late":
+            log.info("job_too_late", job=name)

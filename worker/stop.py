@@ -1,4 +1,4 @@
-"""Stopping attempts that run: they are cancelled, or lost their lease, or the worker goes down."""
+"""Stopping attempts that run: cancelled, past their deadline, without a lease, or the worker goes down."""
 
 import contextlib
 import threading
@@ -14,8 +14,14 @@ class Reason(StrEnum):
     """Why an attempt is to stop."""
 
     CANCELLED = "cancelled"
+    DEADLINE = "deadline"
     LEASE_LOST = "lease_lost"
     SHUTDOWN = "shutdown"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it says nothing about the job: it is to run again, or runs elsewhere already."""
+        return self in (Reason.LEASE_LOST, Reason.SHUTDOWN)
 
 
 class StoppedError(Exception):
@@ -70,7 +76,7 @@ class Stop:
         """The step has ended. Raises StoppedError when the attempt is to stop for a reason of ours."""
         with self._lock:
             self._running = None
-            if self.reason is not Reason.CANCELLED:
+            if self.reason is not None and self.reason.ours:
                 self.guard()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.live import Stream
 from worker.capture import Capture
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
@@ -25,6 +26,9 @@ LAUNCHER_GRACE = 30.0
 """Seconds over the step's own wall_time after which a silent launcher counts as broken."""
 DRAIN_GRACE = 1.0
 """Seconds to wait for the end of the pipes of a step that is dead; one that will not die may hold them."""
+
+Heard = Callable[[Stream, bytes], None]
+"""Is told each chunk as it is read, and must not block: the reading waits for it."""
 
 _READY = select.POLLIN | select.POLLHUP | select.POLLERR
 
@@ -41,14 +45,16 @@ class Ended:
 class _Pipes:
     """The pipes of one step's stdout and stderr: write ends for the launcher, read ends for us."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, heard: Heard) -> None:
         self.stdout, self.stderr = Capture(limit), Capture(limit)
         self.captures: dict[int, Capture] = {}
         self.write_ends: list[int] = []
-        for capture in (self.stdout, self.stderr):
+        self._heard = heard
+        self._streams: dict[int, Stream] = {}
+        for stream, capture in ((Stream.STDOUT, self.stdout), (Stream.STDERR, self.stderr)):
             reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             os.set_blocking(writing, True)  # the program's end, which it expects to block
-            self.captures[reading] = capture
+            self.captures[reading], self._streams[reading] = capture, stream
             self.write_ends.append(writing)
 
     def __enter__(self) -> "_Pipes":
@@ -80,6 +86,7 @@ class _Pipes:
         capture = self.captures[pipe]
         dropping = capture.over
         capture.feed(chunk)
+        self._heard(self._streams[pipe], chunk)
         if dropping:
             time.sleep(DROP_PAUSE)
 
@@ -91,6 +98,7 @@ def supervise(
     output: int,
     kill: bool,
     stop: Stop,
+    heard: Heard = lambda stream, chunk: None,
 ) -> Ended:
     """Run one step to its end.
 
@@ -101,13 +109,14 @@ def supervise(
         output: bytes to keep of each stream.
         kill: whether to have the step killed when a stream passes that.
         stop: the attempt's switch.
+        heard: is told what is read.
 
     Raises:
         SandboxError: the launcher failed, or is gone, or says nothing.
         StoppedError: the attempt is to stop.
     """
     stdin, files = descriptors
-    with _Pipes(output) as pipes:
+    with _Pipes(output, heard) as pipes:
         ends = pipes.write_ends
         stop.start(session, lambda: session.run(plan, stdin, ends[0], ends[1], files))
         pipes.close_write_ends()

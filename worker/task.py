@@ -7,9 +7,11 @@ import structlog
 from redis.exceptions import RedisError
 
 from jobs.job import Attempt, JobResult
+from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.store import Failure
-from worker.attempt import NotAdmittedError, Workshop, run_attempt
+from worker.admission import NotAdmittedError
+from worker.attempt import Workshop, run_attempt
 from worker.sandbox.errors import SandboxError
 from worker.stop import Reason, Stop, StoppedError, Stops
 
@@ -21,20 +23,17 @@ PAUSE_MOST = 1.0
 RETRY_PAUSE = 0.25
 """Seconds to wait, times the number of the attempt, before a failed one is given back: a fault may pass."""
 
-Publish = Callable[[str, int], None]
-
 log = structlog.get_logger(__name__)
 
 
 class Runner:
     """Runs the attempts that are delivered to one worker. Safe for threads: each delivery has its own."""
 
-    def __init__(self, name: str, workshop: Workshop, stops: Stops, publish: Publish) -> None:
+    def __init__(self, name: str, workshop: Workshop, stops: Stops) -> None:
         self._name = name
         self._workshop = workshop
         self._store = workshop.store
         self._stops = stops
-        self._publish = publish
 
     def run(self, job_id: str, number: int) -> None:
         """Run the attempt of this number of a job, unless it is not to be run (any more). Raises nothing."""
@@ -46,13 +45,15 @@ class Runner:
                 log.info("duplicate_delivery")
                 return
             try:
-                attempt = stop.attempt = self._store.claim(job_id, number, self._name)
+                with metrics.timed("sandbox_phase_seconds", phase="claim"):
+                    attempt = stop.attempt = self._store.claim(job_id, number, self._name)
             except RedisError as error:
-                log.warning("claim_failed", error=str(error))  # the reaper publishes it again
+                log.warning("claim_failed", error=str(error))  # the sweep publishes it again
                 return
             if attempt is None:
                 log.info("not_to_be_run")
                 return
+            _count_start(attempt)
             with structlog.contextvars.bound_contextvars(tenant=attempt.job.tenant):
                 self._run(attempt, stop)
 
@@ -60,15 +61,19 @@ class Runner:
         begun = time.monotonic()
         try:
             result = self._attempt(attempt, stop)
-            accepted = self._finish(attempt, result)
+            with metrics.timed("sandbox_phase_seconds", phase="finish"):
+                accepted = self._finish(attempt, result)
         except StoppedError as stopped:
+            metrics.count("attempts_total", result=stopped.reason.value)
             if stopped.reason is Reason.SHUTDOWN:
                 self._give_back(attempt)
             log.warning("attempt_stopped", reason=stopped.reason.value)
         except Exception as error:  # whatever it was, it was us: the job gets another attempt
             self._fail(attempt, error)
         else:
-            _log_end(result, accepted, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            _count_end(attempt, accepted, seconds)
+            _log_end(result, accepted, seconds)
 
     def _attempt(self, attempt: Attempt, stop: Stop) -> JobResult:
         try:
@@ -90,23 +95,35 @@ class Runner:
             pause = min(2 * pause, PAUSE_MOST)
 
     def _fail(self, attempt: Attempt, error: Exception) -> None:
+        metrics.count("attempts_total", result="failed")
         known = isinstance(error, SandboxError | RedisError)
         log.error("attempt_failed", error=str(error), exc_info=None if known else error)
         time.sleep(RETRY_PAUSE * attempt.number)
         message = f"The sandbox failed: {error}." if known else "The worker failed; its log has the reason."
-        self._end(lambda: self._store.fail_attempt(attempt, OutcomeKind.SANDBOX_ERROR, message), attempt)
+        self._end(lambda: self._store.fail_attempt(attempt, OutcomeKind.SANDBOX_ERROR, message))
 
     def _give_back(self, attempt: Attempt) -> None:
-        self._end(lambda: self._store.release(attempt), attempt)
+        self._end(lambda: self._store.give_back(attempt))
 
-    def _end(self, end: Callable[[], Failure], attempt: Attempt) -> None:
-        """End a failed attempt and publish the next. Where that does not succeed, the reaper will."""
+    def _end(self, end: Callable[[], Failure]) -> None:
+        """End a failed attempt, which publishes the next. Where that does not succeed, the lease ends."""
         try:
-            failure = end()
-            if failure.next_attempt is not None:
-                self._publish(attempt.job.id, failure.next_attempt)
-        except Exception as error:
+            end()
+        except RedisError as error:
             log.warning("left_to_the_reaper", error=str(error))
+
+
+def _count_start(attempt: Attempt) -> None:
+    """Count how long a job waited for its first execution."""
+    if attempt.number == 1 and attempt.job.started_at is not None:
+        waited = attempt.job.started_at - attempt.job.created_at
+        metrics.observe("queue_wait_seconds", waited.total_seconds(), pool=attempt.job.admission.pool)
+
+
+def _count_end(attempt: Attempt, accepted: bool, seconds: float) -> None:
+    metrics.count("attempts_total", result="finished" if accepted else "stale")
+    if accepted:
+        metrics.observe("run_seconds", seconds, pool=attempt.job.admission.pool)
 
 
 def _log_end(result: JobResult, accepted: bool, seconds: float) -> None:

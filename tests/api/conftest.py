@@ -20,8 +20,9 @@ from api.__main__ import Server
 from api.app import create_app
 from api.connection import Connection
 from api.services import Services
-from jobs import tenants
+from jobs import keys, tenants
 from jobs.job import Attempt, JobResult, Tenant
+from jobs.keys import Scope
 from jobs.outcome import (
     Artifact,
     ArtifactError,
@@ -38,6 +39,7 @@ from jobs.settings import Settings
 from jobs.store import Store, connect
 from stockade import valkey
 from stockade.children import Child
+from tests.dispatch import open_window
 
 
 def step_result(stdout: Output, stderr: Output) -> StepResult:
@@ -73,6 +75,7 @@ class Worker:
 
     def claim(self, job_id: str) -> Attempt:
         """Begin the first attempt of a job."""
+        self.store.sweep(lost_after=60)  # releases what was handed in before there was room
         attempt = self.store.claim(job_id, 1, "test-worker")
         assert attempt is not None
         return attempt
@@ -123,7 +126,8 @@ def redis_client(settings: Settings) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def store(redis_client: redis.Redis) -> Store:
-    """The store in that Redis."""
+    """The store in that Redis, and room for all its jobs in the queue."""
+    open_window(redis_client)
     return Store(redis_client)
 
 
@@ -135,20 +139,20 @@ def worker(store: Store) -> Worker:
 
 @pytest.fixture
 def tenant(redis_client: redis.Redis) -> Tenant:
-    """A tenant."""
+    """A project."""
     return tenants.create_tenant(redis_client, "first")
 
 
 @pytest.fixture
 def key(redis_client: redis.Redis, tenant: Tenant) -> str:
-    """An API key of the tenant."""
-    return tenants.create_key(redis_client, tenant)
+    """An API key of the tenant, good for everything."""
+    return keys.create_key(redis_client, tenant, scopes=Scope)
 
 
 @pytest.fixture
 def other_key(redis_client: redis.Redis) -> str:
     """An API key of another tenant."""
-    return tenants.create_key(redis_client, tenants.create_tenant(redis_client, "second"))
+    return keys.create_key(redis_client, tenants.create_tenant(redis_client, "second"))
 
 
 @dataclass

@@ -23,8 +23,8 @@ def requests(logs: list[Any], count: int = 1) -> list[Any]:
         time.sleep(0.005)
 
 
-def test_a_request_is_one_line(client: httpx.Client, tenant: Tenant) -> None:
-    """Method, pattern of the address, status, tenant, time, and the id that the caller got too."""
+def test_a_request_is_one_line(client: httpx.Client, tenant: Tenant, key: str) -> None:
+    """Method, pattern of the address, status, tenant, id of the key, time, and the id that the caller got too."""
     with capture_logs() as logs:
         answer = client.get("/v1/jobs/job_1?wait=0")
         (line,) = requests(logs)
@@ -32,6 +32,7 @@ def test_a_request_is_one_line(client: httpx.Client, tenant: Tenant) -> None:
     assert line["route"] == "/v1/jobs/{job_id}"
     assert line["status"] == 404
     assert line["tenant"] == tenant.id
+    assert line["key"] == key.split("_")[1]
     assert line["milliseconds"] > 0
     assert line["request"] == answer.headers["x-request-id"]
 

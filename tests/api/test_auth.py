@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
 import redis
 
-from api.auth import Authenticator
-from jobs import tenants
+from api.auth import BELIEVED, Authenticator
+from jobs import keys
 from jobs.job import Tenant
+from jobs.keys import Scope
 
 PROTECTED = [
     ("POST", "/v1/jobs"),
@@ -21,6 +24,11 @@ PROTECTED = [
     ("GET", "/v1/jobs/job_1/artifacts/a"),
     ("GET", "/v1/policies"),
     ("GET", "/v1/policies/default"),
+    ("POST", "/v1/keys"),
+    ("GET", "/v1/keys"),
+    ("GET", "/v1/keys/0000000000000000"),
+    ("POST", "/v1/keys/0000000000000000:rotate"),
+    ("DELETE", "/v1/keys/0000000000000000"),
 ]
 
 
@@ -65,39 +73,106 @@ def test_with_the_key_the_tenant_is_let_in(client: httpx.Client) -> None:
     assert client.get("/v1/policies").status_code == 200
 
 
-def test_a_revoked_key_stops_working(redis_client: redis.Redis, tenant: Tenant, key: str) -> None:
-    """A good key is believed for a moment without asking Redis; then the revocation counts."""
+async def seen(authenticator: Authenticator, key: str) -> str | None:
+    """The project that a key speaks for, as the authenticator sees it."""
+    identity = await authenticator.identity(key)
+    return identity and identity.id
 
-    async def run() -> list[Tenant | None]:
+
+def revoke(redis_client: redis.Redis, key_id: str) -> None:
+    """Take the key away."""
+    keys.revoke_key(redis_client, key_id)
+
+
+def rotate(redis_client: redis.Redis, key_id: str) -> None:
+    """Give it another secret."""
+    keys.rotate_key(redis_client, key_id)
+
+
+@pytest.mark.parametrize("end", [revoke, rotate])
+def test_a_revoked_or_rotated_key_stops_working(
+    redis_client: redis.Redis, tenant: Tenant, key: str, end: Callable[[redis.Redis, str], None]
+) -> None:
+    """A good key is believed for a moment without asking Redis; then its end counts."""
+
+    async def run() -> list[str | None]:
         authenticator = Authenticator(redis_client, believed=0.2)
-        seen = [await authenticator.tenant(key)]
-        tenants.revoke_key(redis_client, key.split("_")[1])
-        seen.append(await authenticator.tenant(key))
+        found = [await seen(authenticator, key)]
+        end(redis_client, key.split("_")[1])
+        found.append(await seen(authenticator, key))
         await asyncio.sleep(0.25)
-        seen.append(await authenticator.tenant(key))
-        return seen
+        found.append(await seen(authenticator, key))
+        return found
 
-    assert asyncio.run(run()) == [tenant, tenant, None]
+    assert asyncio.run(run()) == [tenant.id, tenant.id, None]
+
+
+def test_a_key_is_believed_for_five_seconds_at_most() -> None:
+    """So long, and no longer, a revoked key may work."""
+    assert BELIEVED <= 5
+
+
+def test_an_expired_key_is_not_believed(redis_client: redis.Redis, tenant: Tenant) -> None:
+    """Its expiry counts at its time, however long it would have been believed."""
+
+    async def run() -> list[str | None]:
+        authenticator = Authenticator(redis_client, believed=60)
+        expires_at = datetime.now(UTC) + timedelta(seconds=0.5)
+        key = keys.create_key(redis_client, tenant, expires_at=expires_at)
+        found = [await seen(authenticator, key)]
+        await asyncio.sleep(0.6)
+        found.append(await seen(authenticator, key))
+        return found
+
+    assert asyncio.run(run()) == [tenant.id, None]
 
 
 def test_a_bad_key_is_not_remembered(redis_client: redis.Redis, tenant: Tenant) -> None:
     """A key that is made after somebody tried it works at once: only good news is kept."""
 
-    async def run() -> Tenant | None:
+    async def run() -> str | None:
         authenticator = Authenticator(redis_client)
-        key = tenants.create_key(redis_client, tenant)
-        stored = redis_client.hgetall("stockade:keys")
-        redis_client.delete("stockade:keys")
-        assert await authenticator.tenant(key) is None
-        redis_client.hset("stockade:keys", mapping=stored)  # type: ignore[arg-type]
-        return await authenticator.tenant(key)
+        key = keys.create_key(redis_client, tenant)
+        name = f"stockade:key:{key.split('_')[1]}"
+        stored = redis_client.hgetall(name)
+        redis_client.delete(name)
+        assert await seen(authenticator, key) is None
+        redis_client.hset(name, mapping=stored)  # type: ignore[arg-type]
+        return await seen(authenticator, key)
 
-    assert asyncio.run(run()) == tenant
+    assert asyncio.run(run()) == tenant.id
 
 
 def test_keys_are_not_kept_in_memory(redis_client: redis.Redis, key: str) -> None:
     """What is remembered of a key cannot be used as one."""
     authenticator = Authenticator(redis_client)
-    asyncio.run(authenticator.tenant(key))
+    asyncio.run(authenticator.identity(key))
     assert len(authenticator._known) == 1
     assert key.encode() not in authenticator._known
+    assert key.split("_", 2)[2] not in repr(authenticator._known)
+
+
+@pytest.mark.parametrize(("method", "path"), [each for each in PROTECTED if each[1][:12] != "/v1/policies"])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_a_key_is_good_for_its_scopes_alone(
+    served: Any, redis_client: redis.Redis, tenant: Tenant, scope: Scope, method: str, path: str
+) -> None:
+    """403 that names the missing scope, whether or not there is something at the address; no scope includes another."""
+    needed = Scope.SUBMIT if method == "POST" else Scope.READ
+    if path.startswith("/v1/keys"):
+        needed = Scope.ADMIN
+    with served.client(keys.create_key(redis_client, tenant, scopes=[scope])) as client:
+        answer = client.request(method, path)
+    assert (answer.status_code == 403) == (scope is not needed)
+    if scope is not needed:
+        assert answer.json()["type"] == "urn:stockade:problem:forbidden"
+        assert f"`{needed}`" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+def test_policies_are_for_every_key(
+    served: Any, redis_client: redis.Redis, tenant: Tenant, scope: Scope
+) -> None:
+    """Whoever has a key may know what jobs may ask for."""
+    with served.client(keys.create_key(redis_client, tenant, scopes=[scope])) as client:
+        assert client.get("/v1/policies").status_code == 200

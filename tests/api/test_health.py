@@ -11,6 +11,8 @@ import httpx
 from api.services import REDIS_TIMEOUT
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.workers import Workers
+from tests.dispatch import worker_status
 
 
 def test_alive_needs_no_key(stranger: httpx.Client) -> None:
@@ -28,12 +30,26 @@ def test_ready_needs_a_worker_and_its_launcher(stranger: httpx.Client, store: St
         return answer.status_code, {name: body[name]["ready"] for name in ("redis", "worker", "launcher")}
 
     assert parts() == (503, {"redis": True, "worker": False, "launcher": False})
-    store.heartbeat("w1", slots=4, running=0, launcher="no such socket")
+    workers = Workers(store.redis)
+    workers.heartbeat(worker_status("w1", "no such socket"))
     assert parts() == (503, {"redis": True, "worker": True, "launcher": False})
-    store.heartbeat("w2", slots=4, running=0, launcher=None)
+    workers.heartbeat(worker_status("w2"))
     assert parts() == (200, {"redis": True, "worker": True, "launcher": True})
-    store.farewell("w2")
+    workers.farewell("w2")
     assert parts()[0] == 503
+
+
+def test_a_redis_that_drops_jobs_is_not_ready(stranger: httpx.Client, store: Store) -> None:
+    """Its maxmemory-policy is looked at each time: it can be changed while it runs."""
+    Workers(store.redis).heartbeat(worker_status("w1"))
+    store.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        answer = stranger.get("/readyz")
+    finally:
+        store.redis.config_set("maxmemory-policy", "noeviction")
+    assert answer.status_code == 503
+    assert "allkeys-lru" in answer.json()["redis"]["message"]
+    assert stranger.get("/readyz").status_code == 200
 
 
 def test_without_redis_it_lives_but_is_not_ready(own_redis: Any, serving: Any) -> None:

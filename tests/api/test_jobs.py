@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from kombu.exceptions import OperationalError
 
 from jobs.settings import Settings
 from jobs.store import Store
+from tests.dispatch import open_window, published
 
 TRUE = {"command": ["true"]}
 
@@ -63,24 +63,23 @@ def test_what_is_stored_is_the_policys_decision(client: httpx.Client, store: Sto
     assert stored.admission.policy_digest == client.get("/v1/policies/default").json()["digest"]
 
 
-def test_a_job_is_accepted_although_its_message_is_lost(
-    client: httpx.Client, served: Any, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stored job will run, since lost messages are sent again: telling the caller "no" would be a lie."""
-
-    def fail(job_id: str, attempt: int) -> None:
-        raise OperationalError("broken")
-
-    monkeypatch.setattr(served.services.queue, "publish", fail)
-    job = submit(client)
-    assert store.lost(after=0) == [(job["id"], 1)]
+def test_an_accepted_job_is_in_the_queue_or_the_backlog(client: httpx.Client, store: Store) -> None:
+    """With its 201 a job has its place: in the Celery queue where workers have room, else in the backlog."""
+    first = submit(client)
+    assert published(store.redis) == [(first["id"], 1)]
+    open_window(store.redis, slots=0)
+    second = submit(client)
+    assert published(store.redis) == [(first["id"], 1)]
+    job = store.get(second["id"])
+    assert job is not None
+    assert store.position(job) == 0
 
 
 def test_submit_and_wait_gives_the_finished_job(client: httpx.Client, worker: Any, store: Store) -> None:
     """One request is enough: 201 with outcome, usage and output, as soon as the job has finished."""
 
     def work() -> None:
-        while not (queued := store.redis.zrange("stockade:queued", 0, -1)):
+        while not (queued := store.redis.zrange("stockade:released:default", 0, -1)):
             time.sleep(0.005)
         worker.finish(queued[0].decode())  # type: ignore[union-attr]
 
@@ -212,7 +211,7 @@ def test_what_is_wrong_is_422_with_every_field(
     for error in found.values():
         assert set(error) == {"field", "got", "allowed", "message"}
         assert error["message"]
-    assert redis_client.zcard("stockade:queued") == 0
+    assert redis_client.zcard("stockade:due") == 0
 
 
 def test_two_files_that_cannot_both_be_are_refused(client: httpx.Client) -> None:

@@ -9,13 +9,21 @@ from typing import Any, NoReturn
 import httpx
 import jsonschema
 import pytest
+import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from jobs import keys, webhooks
+from jobs.job import Tenant
+from jobs.keys import Scope
 from jobs.outcome import ArtifactError, Output
 from jobs.spec import JobSpec
+from jobs.workers import Workers
+from tests.dispatch import worker_status
 
 JSON = {"Content-Type": "application/json"}
 TRUE = {"command": ["true"]}
+TEXT = {"text/csv": {"type": "string"}}
+"""The schema of each media type that is text; others are bytes."""
 
 
 @pytest.fixture
@@ -43,7 +51,7 @@ class Witness:
 
     def __init__(self, description: dict[str, Any]) -> None:
         self.description = description
-        self.seen: set[tuple[str, str, str]] = set()
+        self.seen: set[tuple[str, str, str, str]] = set()
 
     def see(self, answer: httpx.Response) -> None:
         """Check status, media type, body and header fields of an answer."""
@@ -53,14 +61,24 @@ class Witness:
         status = str(answer.status_code)
         assert status in operation["responses"], f"{method} {template} answers {status}, undescribed"
         described = operation["responses"][status]
+        if "content" not in described:
+            assert answer.content == b"" and "content-type" not in answer.headers
+            self.seen.add((method, template, status, ""))
+            return
         media_type = answer.headers["content-type"].partition(";")[0]
-        assert list(described["content"]) == [media_type], f"{method} {template} {status}"
+        assert media_type in described["content"], f"{method} {template} {status}"
         schema = described["content"][media_type]["schema"]
         if media_type.endswith("json"):
             validate(answer.json(), schema, self.description)
+        elif media_type == "text/event-stream":
+            assert schema == {"type": "string"}
+            for name, data in re.findall(r"^event: (.*)\ndata: (.*)$", answer.text, re.MULTILINE):
+                validate(
+                    json.loads(data), described["content"][media_type]["x-events"][name], self.description
+                )
         else:
-            assert schema == {"type": "string", "format": "binary"}
-        self.seen.add((method, template, status))
+            assert schema == TEXT.get(media_type, {"type": "string", "format": "binary"})
+        self.seen.add((method, template, status, media_type))
 
     def _find(self, method: str, path: str) -> tuple[str, dict[str, Any]]:
         matches = []
@@ -77,13 +95,45 @@ ADDRESSES = [
     ("POST", "/v1/jobs"),
     ("GET", "/v1/jobs/job_1"),
     ("POST", "/v1/jobs/job_1:cancel"),
+    ("POST", "/v1/jobs:explain"),
+    ("GET", "/v1/jobs/job_1/events"),
     ("GET", "/v1/jobs/job_1/steps/0/stdout"),
     ("GET", "/v1/jobs/job_1/steps/0/stderr"),
     ("GET", "/v1/jobs/job_1/artifacts"),
     ("GET", "/v1/jobs/job_1/artifacts/a"),
     ("GET", "/v1/policies"),
     ("GET", "/v1/policies/nothing"),
+    ("GET", "/v1/quota"),
+    ("GET", "/v1/usage"),
+    ("GET", "/v1/audit"),
+    ("POST", "/v1/keys"),
+    ("GET", "/v1/keys"),
+    ("GET", "/v1/keys/0000000000000000"),
+    ("POST", "/v1/keys/0000000000000000:rotate"),
+    ("DELETE", "/v1/keys/0000000000000000"),
+    ("POST", "/v1/webhooks"),
+    ("GET", "/v1/webhooks"),
+    ("GET", "/v1/webhooks/wh_1"),
+    ("PATCH", "/v1/webhooks/wh_1"),
+    ("DELETE", "/v1/webhooks/wh_1"),
+    ("POST", "/v1/webhooks/wh_1:rotate_secret"),
+    ("POST", "/v1/webhooks/wh_1:test"),
+    ("GET", "/v1/webhooks/wh_1/deliveries"),
+    ("POST", "/v1/webhooks/wh_1/deliveries/msg_1:redeliver"),
 ]
+BODIES: dict[str, Any] = {
+    "/v1/jobs": {"command": []},
+    "/v1/jobs:explain": {"command": []},
+    "/v1/keys": {"name": ""},
+    "/v1/webhooks": {"url": ""},
+}
+"""What is wrong in a body, for each address that takes one."""
+
+
+def scoped(redis_client: redis.Redis, tenant: Tenant) -> list[dict[str, str]]:
+    """The header of a key for each scope, good for nothing else."""
+    made = [keys.create_key(redis_client, tenant, scopes=[scope]) for scope in Scope]
+    return [{"Authorization": f"Bearer {key}"} for key in made]
 
 
 def slowly() -> Iterator[bytes]:
@@ -106,10 +156,16 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     """Every success there is, with jobs in every state."""
     client.get("/healthz")
     client.get("/readyz")
-    store.heartbeat("w", slots=1, running=0, launcher=None)
+    Workers(store.redis).heartbeat(worker_status("w"))
     client.get("/readyz")
     client.get("/v1/policies")
     client.get("/v1/policies/default")
+    client.post("/v1/jobs:explain", json=TRUE)
+    client.post("/v1/jobs:explain", json={"command": ["a"], "policy": "nothing"})
+    client.get("/v1/quota")
+    client.get("/v1/usage")
+    client.get("/v1/usage?format=csv")
+    client.get("/v1/audit")
     job_id = client.post("/v1/jobs", json=TRUE).json()["id"]
     client.get(f"/v1/jobs/{job_id}")
     client.get(f"/v1/jobs/{job_id}/artifacts")
@@ -124,34 +180,95 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get(f"/v1/jobs/{job_id}/artifacts/a")
     client.get(f"/v1/jobs/{job_id}/steps/0/stdout")
     client.get(f"/v1/jobs/{job_id}/steps/0/stderr")
+    provoke_keys(client)
+    events = client.get(f"/v1/jobs/{job_id}/events").text
+    assert {"event: output", "event: gap", "event: finished"} <= set(events.splitlines())
+    client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1f-0-0-0"})
     waiting, running = (client.post("/v1/jobs", json=TRUE).json()["id"] for _ in range(2))
     client.post(f"/v1/jobs/{waiting}:cancel")
     worker.claim(running)
     client.post(f"/v1/jobs/{running}:cancel")
 
 
-def provoke_refusals(client: httpx.Client, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def provoke_keys(client: httpx.Client) -> None:
+    """A key's life, and what stands against its rotation and the making of another."""
+    key_id = client.post("/v1/keys", json={"name": "a", "scopes": ["admin"]}).json()["id"]
+    client.get("/v1/keys")
+    client.get(f"/v1/keys/{key_id}")
+    client.post(f"/v1/keys/{key_id}:rotate?grace=60")
+    client.post(f"/v1/keys/{key_id}:rotate?grace=-1")
+    client.delete(f"/v1/keys/{key_id}")
+    short = client.post("/v1/keys", json={"name": "a", "expires_in": "1ms"}).json()["id"]
+    time.sleep(0.002)
+    client.post(f"/v1/keys/{short}:rotate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "KEYS_MAX", 1)
+        client.post("/v1/keys", json={"name": "a"})
+
+
+def provoke_webhooks(client: httpx.Client, served: Any) -> None:
+    """A webhook's life, and what stands against its change, its tests and the making of another."""
+    hook = client.post("/v1/webhooks", json={"url": "https://hooks.example.com"}).json()["webhook"]["id"]
+    own = f"/v1/webhooks/{hook}"
+    client.get("/v1/webhooks")
+    client.get(own)
+    client.patch(own, json={"description": "mine"})
+    client.post(f"{own}:rotate_secret")
+    sent = client.post(f"{own}:test").json()["id"]
+    client.get(f"{own}/deliveries")
+    client.get(f"{own}/deliveries?limit=0")
+    client.post(f"{own}/deliveries/{sent}:redeliver")
+    client.patch(own, json={"state": "disabled"})
+    client.post(f"{own}:test")
+    client.post(f"{own}/deliveries/{sent}:redeliver")
+    client.patch("/v1/webhooks/wh_1", json={"state": "disabled"})
+    client.patch(own, json={})
+    client.patch(own, content="{}", headers={"Content-Type": "text/plain"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webhooks, "WEBHOOKS_MAX", 1)
+        client.post("/v1/webhooks", json={"url": "https://hooks.example.com"})
+        patch.setattr(served.services.bodies, "_max_body", 10)
+        client.patch(own, content=" " * 11, headers=JSON)
+        patch.setattr(served.services.bodies, "_body_time", 0.05)
+        client.patch(own, content=slowly(), headers=JSON)
+    client.delete(own)
+
+
+def provoke_refusals(
+    client: httpx.Client, served: Any, others: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is wrong with the request itself."""
     for method, address in ADDRESSES:
         client.request(method, address, headers={"Authorization": "Bearer nothing"})
-        client.request(method, address, json={"command": []} if address == "/v1/jobs" else None)
+        client.request(method, address, json=BODIES.get(address) if method == "POST" else None)
+        for scope in others:
+            client.request(method, address, headers=scope)
     client.get("/v1/jobs/job_1?wait=-1")
+    client.get("/v1/usage?from=yesterday")
+    client.get("/v1/audit?cursor=nothing")
+    client.get("/v1/jobs/job_1/events", headers={"Last-Event-ID": "7"})
+    waiting = client.post("/v1/jobs", json=TRUE).json()["id"]
+    monkeypatch.setattr(served.services.live, "most_each", 0)
+    client.get(f"/v1/jobs/{waiting}/events")
     client.post("/v1/jobs", json={"command": ["a"], "policy": "nothing"})
-    client.post("/v1/jobs", content="{}", headers={"Content-Type": "text/plain"})
+    for address in BODIES:
+        client.post(address, content="{}", headers={"Content-Type": "text/plain"})
     monkeypatch.setattr(served.services.bodies, "_max_body", 10)
-    client.post("/v1/jobs", content=" " * 11, headers=JSON)
+    for address in BODIES:
+        client.post(address, content=" " * 11, headers=JSON)
     monkeypatch.setattr(served.services.bodies, "_body_time", 0.05)
-    client.post("/v1/jobs", content=slowly(), headers=JSON)
+    for address in BODIES:
+        client.post(address, content=slowly(), headers=JSON)
 
 
 def provoke_failures(client: httpx.Client, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong with the service."""
     services = served.services
     for error in (RuntimeError("a bug"), RedisConnectionError("gone")):
-        monkeypatch.setattr(services.authenticator, "tenant", fail(error))
+        monkeypatch.setattr(services.authenticator, "identity", fail(error))
         for method, address in ADDRESSES:
             client.request(method, address)
-    monkeypatch.setattr(services.store, "workers", fail(RuntimeError("a bug")))
+    monkeypatch.setattr(services.workers, "live", fail(RuntimeError("a bug")))
     client.get("/readyz")
 
 
@@ -161,18 +278,22 @@ def test_every_described_answer_is_given_and_every_given_one_described(
     served: Any,
     worker: Any,
     store: Any,
+    redis_client: redis.Redis,
+    tenant: Tenant,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each status of each operation is provoked; media type and body match the schema; none is left over."""
     witness = Witness(description)
     client.event_hooks["response"].append(witness.see)
     provoke_successes(client, worker, store)
-    provoke_refusals(client, served, monkeypatch)
+    provoke_webhooks(client, served)
+    provoke_refusals(client, served, scoped(redis_client, tenant), monkeypatch)
     provoke_failures(client, served, monkeypatch)
     described = {
-        (method, path, status)
+        (method, path, status, media_type)
         for method, path, operation in operations(description)
-        for status in operation["responses"]
+        for status, answer in operation["responses"].items()
+        for media_type in answer.get("content", [""])
     }
     assert witness.seen == described
 

@@ -13,7 +13,7 @@ import redis
 
 from api.job_view import JobView, view
 from api.waiting import FinishedJobs
-from jobs import tenants
+from jobs import keys, tenants
 from jobs.job import JobResult
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.settings import Settings
@@ -21,6 +21,7 @@ from jobs.spec import JobSpec
 from jobs.store import Store, connect
 from policies.admission import admit
 from policies.loader import load_policies
+from tests.dispatch import open_window
 
 SPEC = JobSpec(command={"argv": ("true",)})  # type: ignore[arg-type]
 PROMPT = 2.0  # seconds within which news must have come, on a busy machine; the recheck is after 60
@@ -28,7 +29,7 @@ PROMPT = 2.0  # seconds within which news must have come, on a busy machine; the
 
 def make_job(store: Store) -> JobView:
     """A stored job."""
-    return view(store.create(SPEC, admit(SPEC, load_policies()["default"]), "tenant_1"))
+    return view(store.create(SPEC, admit(SPEC, load_policies()["default"]), "tenant_1").job)
 
 
 @asynccontextmanager
@@ -212,10 +213,11 @@ def test_a_long_poll_outlives_a_restart_of_redis(own_redis: Any, serving: Any, m
     settings = Settings(redis=own_redis.url)
     with connect(settings) as client:
         store = Store(client)
-        key = tenants.create_key(client, tenants.create_tenant(client, "first"))
+        open_window(client)
+        key = keys.create_key(client, tenants.create_tenant(client, "first"))
         with serving(settings).client(key) as caller, ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(begin, caller, method)
-            while not (queued := client.zrange("stockade:queued", 0, -1)):
+            while not (queued := client.zrange("stockade:released:default", 0, -1)):
                 time.sleep(0.01)
             time.sleep(0.1)
             own_redis.stop()

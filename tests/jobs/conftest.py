@@ -13,6 +13,7 @@ from jobs.spec import JobSpec
 from jobs.store import Store, connect
 from policies.admission import admit
 from policies.loader import load_policies
+from tests.dispatch import open_window
 
 TENANT = "tenant_a"
 
@@ -28,7 +29,8 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 @pytest.fixture
 def store(redis: Redis) -> Store:
-    """A store whose leases last a second."""
+    """A store whose leases last a second, and room for all its jobs in the queue."""
+    open_window(redis)
     return Store(redis, lease=1.0)
 
 
@@ -38,6 +40,6 @@ def submit(store: Store) -> Submit:
 
     def put(tenant: str = TENANT, **body: Any) -> Job:
         spec = JobSpec.model_validate_json(json.dumps(body or {"command": ["true"]}))
-        return store.create(spec, admit(spec, load_policies()[spec.policy]), tenant)
+        return store.create(spec, admit(spec, load_policies()[spec.policy]), tenant).job
 
     return put

@@ -42,8 +42,10 @@ def test_variables_are_read() -> None:
     [
         *[("REDIS", url) for url in ("localhost:6379", "http://h", "unix://relative", "redis+socket://x")],
         *[("LISTEN", address) for address in ("8000", ":8000", "h:", "h:x", "h:70000", "h:-1", "h:١")],  # noqa: RUF001
+        *[("METRICS", address) for address in ("9464", "on", "h:70000")],
         *[("SLOTS", slots) for slots in ("0", "-1", "x", "1.5", "5000")],
         ("IMAGE_HOST", "maybe"),
+        *[("WEBHOOK_ALLOW", networks) for networks in ("x", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/8;::/0")],
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
@@ -79,7 +81,24 @@ def test_each_client_gets_its_own_dialect(url: str, redis_py: str, celery: str) 
     assert (settings.redis_py, settings.redis_celery) == (redis_py, celery)
 
 
+def test_metrics_have_an_address_or_none() -> None:
+    """On this machine only, unless the setting says otherwise; `off` is none."""
+    assert Settings.from_env({}).metrics_address == ("127.0.0.1", 9464)
+    assert Settings.from_env({"STOCKADE_METRICS": "[::]:1"}).metrics_address == ("::", 1)
+    assert Settings.from_env({"STOCKADE_METRICS": "off"}).metrics_address is None
+
+
 def test_a_child_process_gets_the_same_settings() -> None:
     """The variables made of settings make those settings again."""
-    settings = Settings.from_env({"STOCKADE_IMAGE_HOST": "off", "STOCKADE_REDIS": "unix:///r?db=1"})
+    settings = Settings.from_env(
+        {"STOCKADE_IMAGE_HOST": "off", "STOCKADE_METRICS": "off", "STOCKADE_REDIS": "unix:///r?db=1"}
+    )
+    assert Settings.from_env(settings.environment()) == settings
+
+
+def test_networks_are_read_and_handed_on() -> None:
+    """The networks that webhooks may reach are a list with commas; none by default."""
+    assert Settings.from_env({}).webhook_networks == ()
+    settings = Settings.from_env({"STOCKADE_WEBHOOK_ALLOW": " 10.1.0.0/16, fd00:1::/64 ,127.0.0.1"})
+    assert [str(each) for each in settings.webhook_networks] == ["10.1.0.0/16", "fd00:1::/64", "127.0.0.1/32"]
     assert Settings.from_env(settings.environment()) == settings

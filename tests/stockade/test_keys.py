@@ -1,4 +1,4 @@
-"""`stockade tenant` and `stockade key`."""
+"""`stockade key`."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 
-from jobs import tenants
+from jobs.keys import Scope, authenticate, list_keys, revoke_key
+from jobs.tenants import find_project
 from stockade import keys
 from stockade.cli import main
 
@@ -24,15 +25,15 @@ def stockade(*arguments: str) -> Result:
 
 def test_a_key_works_until_it_is_revoked(redis: Redis) -> None:
     """create prints a key that opens the tenant's door, list shows its id, revoke shuts the door."""
-    assert stockade("tenant", "create", "acme").output == "made the tenant acme\n"
+    assert stockade("tenant", "create", "acme").output == "made the project acme/default\n"
     key = stockade("key", "create", "acme").output.strip()
-    owner = tenants.authenticate(redis, key)
+    owner = authenticate(redis, key)
     assert owner is not None
-    assert owner.name == "acme"
+    assert owner.tenant.name == "acme/default"
     key_id = key.split("_")[1]
     assert key_id in stockade("key", "list", "acme").output
     assert stockade("key", "revoke", key_id).exit_code == 0
-    assert tenants.authenticate(redis, key) is None
+    assert authenticate(redis, key) is None
     assert stockade("key", "revoke", key_id).exit_code == 1
 
 
@@ -45,12 +46,56 @@ def test_the_secret_of_a_key_is_shown_once(redis: Redis) -> None:
     assert secret.encode() not in held
 
 
-def test_the_default_tenant_needs_no_creation(redis: Redis) -> None:
-    """A first key can be made at once; the list then has one tenant with one key."""
+def test_a_key_has_name_scopes_and_expiry(redis: Redis) -> None:
+    """What was said at its creation is what list shows; an expiry that is over shuts the door."""
+    made = stockade(
+        "key", "create", "--name", "ci", "--scope", "admin", "--scope", "read", "--expires", "30d"
+    )
+    found = authenticate(redis, made.output.strip())
+    assert found is not None
+    assert (found.key.name, found.key.scopes) == ("ci", (Scope.READ, Scope.ADMIN))
+    assert 29.9 * 86400 < found.seconds <= 30 * 86400
+    head, line = stockade("key", "list").output.splitlines()
+    assert head.split("  ")[0] == "KEY ID"
+    assert {"ci", "read,admin"} <= set(line.split())
+    assert authenticate(redis, stockade("key", "create", "--expires", "0s").output.strip()) is None
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--scope", "root"),
+        ("--expires", "soon"),
+        ("--expires", "-1d"),
+        ("--expires", "30"),
+        ("--name", "a\nb"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(redis: Redis, option: tuple[str, str]) -> None:
+    """A usage error that names the option; no key is made."""
+    result = stockade("key", "create", *option)
+    assert result.exit_code == 2
+    assert option[0] in result.output
+    assert list(redis.scan_iter("stockade:key*")) == []
+
+
+def test_a_rotated_key_has_another_secret(redis: Redis) -> None:
+    """The new key is printed, the old one works on only as long as --grace says."""
+    old = stockade("key", "create").output.strip()
+    key_id = old.split("_")[1]
+    new = stockade("key", "rotate", key_id, "--grace", "1h").output.strip()
+    assert authenticate(redis, old) is not None
+    newest = stockade("key", "rotate", key_id).output.strip()
+    assert [authenticate(redis, key) is not None for key in (old, new, newest)] == [False, False, True]
+    assert stockade("key", "rotate", "0" * 16).exit_code == 1
+
+
+def test_the_default_project_needs_no_creation(redis: Redis) -> None:
+    """A first key can be made at once."""
     assert stockade("key", "create").exit_code == 0
-    lines = stockade("tenant", "list").output.splitlines()
-    assert lines[0].split() == ["TENANT", "CREATED", "KEYS"]
-    assert [(line.split()[0], line.split()[-1]) for line in lines[1:]] == [("default", "1")]
+    project = find_project(redis, "default")
+    assert project is not None
+    assert len(list_keys(redis, project.id)) == 1
 
 
 def test_an_unknown_tenant_is_an_error_with_its_fix(redis: Redis) -> None:
@@ -60,32 +105,18 @@ def test_an_unknown_tenant_is_an_error_with_its_fix(redis: Redis) -> None:
     assert "stockade tenant create nobody" in result.output
 
 
-def test_a_tenant_is_made_once(redis: Redis) -> None:
-    """The second creation is refused in one line."""
-    stockade("tenant", "create", "acme")
-    result = stockade("tenant", "create", "acme")
-    assert result.exit_code == 1
-    assert result.output.startswith("Error: ")
-
-
-def test_without_redis_the_message_says_where_it_looked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No traceback: the address, and what to start or to name."""
-    monkeypatch.delenv("STOCKADE_REDIS", raising=False)
-    result = stockade("tenant", "list", "--state", str(tmp_path))
-    assert result.exit_code == 1
-    assert f"Is `stockade up` running on {tmp_path}?" in result.output
-
-
 def test_a_development_key_is_kept_and_private(redis: Redis, redis_url: str, tmp_path: Path) -> None:
     """The same key comes back as long as it is good; only its owner can read the file."""
     path = tmp_path / "dev-key"
     key = keys.development_key(redis_url, path)
     assert keys.development_key(redis_url, path) == key
     assert path.stat().st_mode & 0o077 == 0
-    tenants.revoke_key(redis, key.split("_")[1])
+    revoke_key(redis, key.split("_")[1])
     again = keys.development_key(redis_url, path)
     assert again != key
-    assert tenants.authenticate(redis, again) is not None
+    found = authenticate(redis, again)
+    assert found is not None
+    assert set(found.key.scopes) == set(Scope)
+    path.write_text(plain := stockade("key", "create").output)
+    assert keys.development_key(redis_url, path) != plain.strip()
     assert os.listdir(tmp_path) == ["dev-key"]

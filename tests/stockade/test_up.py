@@ -8,8 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from redis import Redis, RedisError
 
-from tests.stack import PATIENCE, STOCKADE, Up, cgroups_of, free_port, left_of, still_there
+from stockade import valkey
+from stockade.valkey_users import User, Users
+from tests.stack import PATIENCE, STOCKADE, Up, cgroups_of, free_port, left_of, still_there, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once, pytest.mark.slow]
 
@@ -44,6 +47,34 @@ def test_only_the_launcher_is_root(up: Up) -> None:
             assert "0" not in uids
             assert re.search(r"Groups:\s*$", status, re.MULTILINE)
             assert re.search(r"CapBnd:\t0+$", status, re.MULTILINE)
+
+
+def test_each_process_is_a_redis_user_that_can_do_its_work_alone(up: Up) -> None:
+    """Jobs run and are cancelled without a command refused; passwords are in one environment each, and in no log."""
+    up.start()
+    assert up.run("true")["outcome"]["kind"] == "exited"
+    with up.client() as client:
+        job_id = client.post("/v1/jobs", json={"command": ["sleep", "60"]}).json()["id"]
+        until(lambda: client.get(f"/v1/jobs/{job_id}").json()["state"] == "running", "running")
+        client.post(f"/v1/jobs/{job_id}:cancel").raise_for_status()
+        assert up.finished(client, job_id)["outcome"]["kind"] == "cancelled"
+    users = Users.load(up.state)
+    with Redis.from_url(users.url(User.ADMIN)) as admin:
+        assert admin.acl_log() == []
+        names = {each["user"] for each in admin.client_list()}
+    assert names == {"stockade-api", "stockade-worker", "stockade-admin"}
+    passwords = {user: users.url(user).split("@")[0].rpartition(":")[2] for user in User}
+    for name, pid in up.pids().items():
+        line, environment = (Path(f"/proc/{pid}/{part}").read_text() for part in ("cmdline", "environ"))
+        assert not any(password in line for password in passwords.values()), name
+        assert {user for user in User if passwords[user] in environment} == {name} & set(User)
+        log = (up.state / "logs" / f"{name}.log").read_text()
+        assert not any(password in log for password in passwords.values()), name
+    with (
+        pytest.raises(RedisError, match=r"(?i)auth"),
+        Redis.from_url(valkey.url(up.state / "valkey")) as nobody,
+    ):
+        nobody.ping()
 
 
 def test_a_second_one_on_the_same_state_is_refused(up: Up) -> None:

@@ -15,13 +15,18 @@ import pytest
 from redis import Redis
 
 from jobs.job import Attempt, Job
-from jobs.queue import Queue
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
 from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.store import Store, connect
+from jobs.workers import Workers as WorkersOf
 from policies.admission import admit
 from policies.loader import load_policies
+from policies.policy import Policy
+from tests.dispatch import open_window
 from tests.worker.fake_launcher import FakeLauncher
+from worker.admission import Policies
 from worker.attempt import Workshop
 
 ROOT = Path(__file__).parents[2]
@@ -69,16 +74,17 @@ def store(redis: Redis) -> Store:
 @pytest.fixture
 def workshop(store: Store, settings: Settings) -> Workshop:
     """What attempts are made with."""
-    return Workshop(store, load_policies(), settings.launcher)
+    policies = Policies(PolicySource(None), PolicyVersions(store.redis))
+    return Workshop(store, policies, settings.launcher)
 
 
 @pytest.fixture
 def submit(store: Store) -> Submit:
-    """Puts a job into the store, without publishing it."""
+    """Puts a job into the store; it is released when there is room."""
 
-    def put(**body: Any) -> Job:
+    def put(policy: Policy | None = None, /, **body: Any) -> Job:
         spec = JobSpec.model_validate_json(json.dumps(body))
-        return store.create(spec, admit(spec, load_policies()[spec.policy]), "tenant_a")
+        return store.create(spec, admit(spec, policy or load_policies()[spec.policy]), "tenant_a").job
 
     return put
 
@@ -86,21 +92,14 @@ def submit(store: Store) -> Submit:
 @pytest.fixture
 def claim(store: Store, submit: Submit) -> Claim:
     """Puts a job into the store and claims its first attempt."""
+    open_window(store.redis)
 
-    def put(**body: Any) -> Attempt:
-        attempt = store.claim(submit(**body).id, 1, "w1")
+    def put(policy: Policy | None = None, /, **body: Any) -> Attempt:
+        attempt = store.claim(submit(policy, **body).id, 1, "w1")
         assert attempt is not None
         return attempt
 
     return put
-
-
-@pytest.fixture
-def queue(settings: Settings) -> Iterator[Queue]:
-    """The publishing side of the queue."""
-    sender = Queue(settings)
-    yield sender
-    sender.close()
 
 
 class Workers:
@@ -114,10 +113,10 @@ class Workers:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start one and wait until it has said that it lives."""
-        before = {worker.name for worker in self._store.workers()}
+        before = {worker.name for worker in WorkersOf(self._store.redis).live()}
         process = self.launch()
         deadline = time.monotonic() + 30
-        while not {worker.name for worker in self._store.workers()} - before:
+        while not {worker.name for worker in WorkersOf(self._store.redis).live()} - before:
             assert process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)

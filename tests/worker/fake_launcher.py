@@ -111,6 +111,8 @@ class FakeLauncher:
             finally:
                 wire.close_all(fds)
             wire.send(connection, _await(connection, process, message["limits"]["wall_time"]))
+        elif message["op"] == "about":
+            wire.send(connection, {"op": "about", "cgroup": "v2", "kernel": "6.1.0", "images": ["host"]})
         elif message["op"] == "collect":
             _collect(connection, message, workspace)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from jobs.outcome import OutcomeKind
+from jobs.policy_versions import PolicyVersions
 from jobs.store import Store
 from policies.loader import load_policies
 from tests.worker.conftest import Claim, until
 from tests.worker.fake_launcher import FakeLauncher
 from worker import attempt as attempts
-from worker.attempt import NotAdmittedError, Workshop, run_attempt
+from worker.attempt import Workshop, run_attempt
 from worker.sandbox.errors import SandboxError
 from worker.stop import Reason, Stop, StoppedError
 
@@ -154,31 +155,18 @@ def test_artifact_whose_name_is_no_text_is_told(workshop: Workshop, claim: Claim
     assert b"name_not_text" in result.model_dump_json().encode()
 
 
-def test_artifacts_stop_at_the_policys_bytes(workshop: Workshop, claim: Claim) -> None:
+def test_artifacts_stop_at_the_policys_bytes(workshop: Workshop, claim: Claim, store: Store) -> None:
     """No more bytes are read than the policy lets be kept; the file that is too much is named."""
     small = load_policies()["default"].model_copy(update={"outputs_bytes": 10})
-    narrow = Workshop(workshop.store, {"default": small}, workshop.launcher)
+    PolicyVersions(store.redis).publish(small)
     script = "printf 123456 > a; printf 12345 > b; printf 1234 > c; truncate -s 1T d"
-    claimed = claim(command=["sh", "-c", script], outputs=["?"])
-    result = run_attempt(claimed, narrow, Stop())
+    claimed = claim(small, command=["sh", "-c", script], outputs=["?"])
+    result = run_attempt(claimed, workshop, Stop())
     assert [found.path for found in result.artifacts] == ["a", "c"]
     assert [(error.path, error.error) for error in result.artifact_errors] == [
         ("b", "too_large"),
         ("d", "too_large"),
     ]
-
-
-def test_policy_is_asked_again(workshop: Workshop, claim: Claim) -> None:
-    """The worker runs nothing that its own policy does not allow, whatever was admitted elsewhere."""
-    policy = load_policies()["default"]
-    strict = policy.model_copy(update={"ceilings": policy.ceilings.model_copy(update={"pids": 8})})
-    attempt = claim(command={"argv": ["true"], "limits": {"pids": 100}})
-    with pytest.raises(NotAdmittedError, match="pids"):
-        run_attempt(attempt, Workshop(workshop.store, {"default": strict}, workshop.launcher), Stop())
-    with pytest.raises(NotAdmittedError, match="no policy"):
-        run_attempt(attempt, Workshop(workshop.store, {}, workshop.launcher), Stop())
-    with pytest.raises(NotAdmittedError, match="host"):
-        run_attempt(attempt, Workshop(workshop.store, {"default": policy}, workshop.launcher, False), Stop())
 
 
 def test_broken_sandbox_is_our_failure(workshop: Workshop, claim: Claim, launcher: FakeLauncher) -> None:

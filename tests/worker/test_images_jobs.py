@@ -229,7 +229,7 @@ def test_what_the_image_says_applies_and_the_request_overrides(
             assert chosen == Chosen(
                 record.digest, {"PATH": "/opt/bin:/bin", "A": "image"}, "/srv/app", user=7, group=9
             )
-        assert job.session.images() == {"app:latest": record.digest}
+        assert job.session.about(10)["images"] == ["app:latest", "host"]
         for name in ("nothing", "App", "sha256:" + "0" * 64):
             with pytest.raises(SandboxError, match="image"):
                 choose(job.session, name)

@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from jobs.settings import Settings
 from jobs.store import Store
+from jobs.workers import Workers
 from tests.worker.conftest import LEASE, Claim, until
 from tests.worker.fake_launcher import FakeLauncher
-from worker.keeper import Every, Keeper, launcher_trouble
+from worker.keeper import Every, Keeper, launcher_state
 from worker.reaper import Reaper
 from worker.stop import Reason, Stops
 
@@ -21,9 +24,10 @@ def stops() -> Stops:
 
 
 @pytest.fixture
-def keeper(store: Store, stops: Stops, directory: Path) -> Iterator[Keeper]:
-    """A keeper at work."""
-    kept = Keeper("w1", 4, directory / "launcher.sock", store, stops, Reaper(store, lambda *_: None))
+def keeper(store: Store, stops: Stops, settings: Settings, directory: Path) -> Iterator[Keeper]:
+    """A keeper at work, whose launcher is not there yet."""
+    there = settings.model_copy(update={"slots": 4, "launcher": directory / "later.sock"})
+    kept = Keeper("w1", there, store, stops, Reaper(store))
     kept.start()
     yield kept
     kept.stop()
@@ -37,7 +41,9 @@ def test_leases_are_renewed(store: Store, stops: Stops, claim: Claim) -> None:
         assert stop is not None
         stop.attempt = attempt
         time.sleep(1.5 * LEASE)
-        assert store.expired() == []
+        job = store.get(attempt.job.id)
+        assert job is not None
+        assert job.state == "running"
         assert stop.reason is None
     until(lambda: (found := store.get(attempt.job.id)) and found.state == "queued")
 
@@ -49,7 +55,7 @@ def test_attempt_whose_lease_is_lost_is_stopped(store: Store, stops: Stops, clai
     with stops.of(attempt.job.id, 1) as stop:
         assert stop is not None
         stop.attempt = attempt
-        store.release(attempt)
+        store.give_back(attempt)
         until(lambda: stop.reason is Reason.LEASE_LOST, seconds=LEASE)
 
 
@@ -80,14 +86,30 @@ def test_cancellation_that_was_missed_comes_with_the_lease(store: Store, stops: 
 
 def test_worker_tells_of_itself_and_of_its_launcher(keeper: Keeper, store: Store, directory: Path) -> None:
     """Whoever asks sees the worker, its slots, and whether its launcher answers; a stopped one is gone."""
-    [worker] = until(store.workers)
-    assert (worker.name, worker.slots, worker.running) == ("w1", 4, 0)
+    workers = Workers(store.redis)
+    [worker] = until(workers.live)
+    assert (worker.name, worker.slots, worker.running, worker.pools) == ("w1", 4, 0, ("default",))
     assert worker.launcher is not None
     assert "does not answer" in worker.launcher
     keeper.stop()
-    assert store.workers() == []
-    with FakeLauncher(directory / "launcher.sock"):
-        assert launcher_trouble(directory / "launcher.sock") is None
+    assert workers.live() == []
+    with FakeLauncher(directory / "later.sock"):
+        trouble, host = launcher_state(directory / "later.sock")
+    assert trouble is None
+    assert (host.cgroup, host.kernel) == ("v2", "6.1.0")
+
+
+@pytest.mark.usefixtures("keeper")
+def test_attempt_whose_deadline_has_come_is_stopped(store: Store, stops: Stops, claim: Claim) -> None:
+    """A running job is stopped when its deadline comes."""
+    deadline = datetime.now(UTC) + timedelta(seconds=0.5)
+    attempt = claim(command=["true"], deadline=deadline.isoformat())
+    with stops.of(attempt.job.id, 1) as stop:
+        assert stop is not None
+        stop.attempt = attempt
+        assert stop.reason is None
+        until(lambda: stop.reason is Reason.DEADLINE)
+        assert datetime.now(UTC) >= deadline
 
 
 def test_duty_that_fails_is_done_again() -> None:

@@ -8,16 +8,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs import queue as queues
 from jobs.job import JobState
 from jobs.outcome import OutcomeKind
-from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import Store, connect
+from jobs.workers import Workers as LiveWorkers
 from stockade import valkey
+from tests.dispatch import deliver, message, open_window, published
 from tests.worker.conftest import LEASE, Submit, Workers, finished, until
 from tests.worker.fake_launcher import FakeLauncher
 
@@ -28,12 +30,11 @@ def running(store: Store, job_id: str) -> bool:
     return job is not None and job.state is JobState.RUNNING
 
 
-def test_published_job_is_run(workers: Workers, store: Store, submit: Submit, queue: Queue) -> None:
+def test_published_job_is_run(workers: Workers, store: Store, submit: Submit) -> None:
     """From the queue to the result, through a real worker; a second delivery of it runs nothing."""
     workers.start()
     job = submit(command=["echo", "hi"])
-    queue.publish(job.id, 1)
-    queue.publish(job.id, 1)
+    deliver(store.redis, job.id, 1)
     result = finished(store, job).result
     assert result is not None
     assert result.steps[0].stdout.text == "hi\n"
@@ -47,21 +48,30 @@ def test_published_job_is_run(workers: Workers, store: Store, submit: Submit, qu
     )
 
 
-def test_job_that_was_never_published_is_run(workers: Workers, store: Store, submit: Submit) -> None:
-    """A job that was accepted by an API that died before it could publish it is run all the same."""
+def test_job_that_was_accepted_without_workers_is_run(workers: Workers, store: Store, submit: Submit) -> None:
+    """A job that comes while no worker lives waits, and is run by the first that does."""
     job = submit(command=["true"])
-    store.redis.zadd("stockade:queued", {job.id: (time.time() - 60) * 1000})
+    assert published(store.redis) == []
+    workers.start()
+    assert finished(store, job).result is not None
+
+
+def test_job_whose_message_vanished_is_run(workers: Workers, store: Store, submit: Submit) -> None:
+    """A message that was taken from the queue by a worker that died before its claim is published again."""
+    open_window(store.redis)
+    job = submit(command=["true"])
+    store.redis.delete("stockade:celery:default")
+    store.redis.zadd("stockade:released:default", {job.id: (time.time() - 60) * 1000})
     workers.start()
     assert finished(store, job).result is not None
 
 
 def test_killed_workers_job_is_run_by_another(
-    workers: Workers, store: Store, submit: Submit, queue: Queue, launcher: FakeLauncher
+    workers: Workers, store: Store, submit: Submit, launcher: FakeLauncher
 ) -> None:
     """kill -9: the job goes to the next worker with the next attempt, within seconds, and ends once."""
     first = workers.start()
     job = submit(command=["sh", "-c", "sleep 1; echo done"])
-    queue.publish(job.id, 1)
     until(lambda: launcher.plans)
     first.kill()
     killed = time.monotonic()
@@ -74,10 +84,9 @@ def test_killed_workers_job_is_run_by_another(
     assert len(launcher.plans) == 2
 
 
-def test_poison_job_is_given_up(workers: Workers, store: Store, submit: Submit, queue: Queue) -> None:
+def test_poison_job_is_given_up(workers: Workers, store: Store, submit: Submit) -> None:
     """A job under which three workers die ends as worker_lost."""
     job = submit(command=["sleep", "60"])
-    queue.publish(job.id, 1)
     for number in range(1, 4):
         worker = workers.start()
         until(lambda number=number: running(store, job.id) and store.get(job.id).attempt == number)  # type: ignore[misc,union-attr]
@@ -99,20 +108,17 @@ class Exploit:
 
 
 def test_forged_messages_run_nothing_and_harm_nothing(
-    workers: Workers, store: Store, submit: Submit, queue: Queue, directory: Path, launcher: FakeLauncher
+    workers: Workers, store: Store, submit: Submit, directory: Path, launcher: FakeLauncher
 ) -> None:
     """Pickle, other tasks, broken JSON and junk are dropped; the worker goes on with the next job."""
     worker = workers.start()
     sentinel = directory / "sentinel"
     job = submit(command=["true"])
-    queue.publish(job.id, 1)
     finished(store, job)
     redis = store.redis
-    queue.publish("job_unknown", 1)
-    queue.publish(job.id, 7)
-    probe = submit(command=["true"])
-    redis.zrem("stockade:queued", probe.id)
-    good = _message(probe.id)
+    deliver(redis, "job_unknown", 1)
+    deliver(redis, job.id, 7)
+    good: dict[str, Any] = message("job_probe", 1)
     body = base64.b64encode(pickle.dumps(Exploit(sentinel))).decode()
     shutdown = {"task": "celery.backend_cleanup"}
     for forged in [
@@ -129,34 +135,15 @@ def test_forged_messages_run_nothing_and_harm_nothing(
         json.dumps(good | {"headers": good["headers"] | {"task": "stockade.run_job\0"}}),
         json.dumps(good | {"properties": {}}),
     ]:
-        redis.lpush(queues.LIST, forged)
+        redis.lpush("stockade:celery:default", forged)
     last = submit(command=["echo", "alive"])
-    queue.publish(last.id, 1)
     assert finished(store, last).result is not None
     assert worker.poll() is None
     assert not sentinel.exists()
     assert len(launcher.plans) == 2
-    assert store.get(probe.id).state is JobState.QUEUED  # type: ignore[union-attr]
 
 
-def _message(job_id: str) -> dict[str, object]:
-    body = base64.b64encode(json.dumps([[job_id, 1], {}, {}]).encode()).decode()
-    return {
-        "body": body,
-        "content-type": "application/json",
-        "content-encoding": "utf-8",
-        "headers": {"task": "stockade.run_job", "id": "x", "lang": "py"},
-        "properties": {
-            "body_encoding": "base64",
-            "delivery_tag": "t",
-            "delivery_info": {"exchange": "", "routing_key": "default"},
-        },
-    }
-
-
-def test_remote_control_is_off(
-    workers: Workers, store: Store, submit: Submit, queue: Queue, settings: Settings
-) -> None:
+def test_remote_control_is_off(workers: Workers, store: Store, submit: Submit, settings: Settings) -> None:
     """A broadcast that tells Celery workers to shut down or to change their pool reaches nobody."""
     worker = workers.start()
     app = queues.celery_app(settings)
@@ -164,19 +151,16 @@ def test_remote_control_is_off(
         app.control.broadcast(command, arguments={"n": 4, "queue": "default"})
     assert app.control.ping(timeout=0.5) == []
     job = submit(command=["true"])
-    queue.publish(job.id, 1)
     assert finished(store, job).result is not None
     assert worker.poll() is None
 
 
 def test_stopping_worker_lets_short_jobs_end_and_gives_long_ones_back(
-    workers: Workers, store: Store, submit: Submit, queue: Queue, launcher: FakeLauncher
+    workers: Workers, store: Store, submit: Submit, launcher: FakeLauncher
 ) -> None:
     """SIGTERM: no new job is taken, one that ends in time ends, one that does not is queued again at once."""
     worker = workers.start()
     short, long = submit(command=["sleep", "0.6"]), submit(command=["sleep", "60"])
-    for job in (short, long):
-        queue.publish(job.id, 1)
     until(lambda: len(launcher.plans) == 2)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(10) == 0
@@ -186,18 +170,17 @@ def test_stopping_worker_lets_short_jobs_end_and_gives_long_ones_back(
     assert ended.result is not None
     assert ended.result.outcome.succeeded
     assert (waiting.state, waiting.attempt) == (JobState.QUEUED, 1)
-    assert store.workers() == []
+    assert LiveWorkers(store.redis).live() == []
     workers.start()
     until(lambda: running(store, long.id), seconds=5)
 
 
 def test_launchers_death_is_survived(
-    workers: Workers, store: Store, submit: Submit, queue: Queue, launcher: FakeLauncher
+    workers: Workers, store: Store, submit: Submit, launcher: FakeLauncher
 ) -> None:
     """A job whose launcher dies under it is run again by the launcher that comes after."""
     workers.start()
     job = submit(command=["sh", "-c", "sleep 1; echo done"])
-    queue.publish(job.id, 1)
     until(lambda: launcher.plans)
     launcher.close()
     with FakeLauncher(launcher.path):
@@ -261,7 +244,6 @@ def test_result_survives_a_restart_of_redis(
     workers: Workers,
     store: Store,
     submit: Submit,
-    queue: Queue,
     launcher: FakeLauncher,
     away: float,
 ) -> None:
@@ -269,7 +251,6 @@ def test_result_survives_a_restart_of_redis(
     and the worker takes the next job."""
     workers.start()
     job = submit(command=["sh", "-c", "sleep 0.4; echo done"])
-    queue.publish(job.id, 1)
     until(lambda: launcher.plans)
     restartable.kill()
     time.sleep(away)
@@ -280,20 +261,18 @@ def test_result_survives_a_restart_of_redis(
     assert ended.attempt == 1
     for _ in range(6):
         follower = submit(command=["true"])
-        queue.publish(follower.id, 1)
         assert finished(store, follower).result is not None
     assert len(launcher.plans) == 7
 
 
 def test_worker_waits_for_redis_at_its_start(
-    restartable: Server, workers: Workers, store: Store, submit: Submit, queue: Queue
+    restartable: Server, workers: Workers, store: Store, submit: Submit
 ) -> None:
     """A worker that is started before Redis works as soon as Redis is there."""
     restartable.kill()
     workers.launch()
     time.sleep(2)
     restartable.start()
-    until(store.workers)
+    until(LiveWorkers(store.redis).live)
     job = submit(command=["true"])
-    queue.publish(job.id, 1)
     assert finished(store, job).result is not None

@@ -10,18 +10,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from jobs.job import ATTEMPTS_MAX, JobState
 from jobs.outcome import OutcomeKind
 from jobs.store import Store
+from policies.loader import load_policies
+from tests.dispatch import open_window, published
 from tests.worker.conftest import Submit, until
 from tests.worker.fake_launcher import FakeLauncher
 from worker import task
 from worker.attempt import Workshop
 from worker.stop import Reason, Stops
 from worker.task import Runner
-
-
-@pytest.fixture
-def published() -> list[tuple[str, int]]:
-    """What was published again."""
-    return []
 
 
 @pytest.fixture
@@ -32,15 +28,25 @@ def stops() -> Stops:
 
 @pytest.fixture
 def runner(
-    workshop: Workshop,
-    launcher: FakeLauncher,
-    stops: Stops,
-    published: list[Any],
-    monkeypatch: pytest.MonkeyPatch,
+    workshop: Workshop, launcher: FakeLauncher, stops: Stops, monkeypatch: pytest.MonkeyPatch
 ) -> Runner:
     """A runner over the fake launcher."""
     monkeypatch.setattr(task, "RETRY_PAUSE", 0.0)
-    return Runner("w1", workshop, stops, lambda job_id, number: published.append((job_id, number)))
+    open_window(workshop.store.redis)
+    return Runner("w1", workshop, stops)
+
+
+def next_message(store: Store) -> tuple[str, int] | None:
+    """Take the next message from the queue, as the broker does."""
+    waiting = published(store.redis)
+    store.redis.rpop("stockade:celery:default")
+    return waiting[0] if waiting else None
+
+
+def run_all(runner: Runner, store: Store) -> None:
+    """Deliver what is in the queue until nothing is."""
+    while message := next_message(store):
+        runner.run(*message)
 
 
 BROKEN = {"op": "failed", "step": "cgroup", "errno": 16, "subject": "memory", "hint": ""}
@@ -79,14 +85,12 @@ def test_unknown_job_runs_nothing(runner: Runner, launcher: FakeLauncher) -> Non
 
 
 def test_our_failure_is_tried_again_three_times(
-    runner: Runner, store: Store, submit: Submit, launcher: FakeLauncher, published: list[tuple[str, int]]
+    runner: Runner, store: Store, submit: Submit, launcher: FakeLauncher
 ) -> None:
     """A sandbox that cannot be made costs an attempt; after three the job ends with the reason."""
     job = submit(command=["true"])
     launcher.fail = BROKEN
-    runner.run(job.id, 1)
-    while published:
-        runner.run(*published.pop())
+    run_all(runner, store)
     ended = store.get(job.id)
     assert ended is not None
     assert ended.result is not None
@@ -96,15 +100,15 @@ def test_our_failure_is_tried_again_three_times(
 
 
 def test_failure_that_passes_is_not_the_jobs(
-    runner: Runner, store: Store, submit: Submit, launcher: FakeLauncher, published: list[tuple[str, int]]
+    runner: Runner, store: Store, submit: Submit, launcher: FakeLauncher
 ) -> None:
     """A job whose first attempt failed on our side has an ordinary result from its second."""
     job = submit(command=["true"])
     launcher.fail = BROKEN
-    runner.run(job.id, 1)
+    runner.run(*next_message(store))  # type: ignore[misc]
     launcher.fail = None
-    assert published == [(job.id, 2)]
-    runner.run(job.id, 2)
+    assert published(store.redis) == [(job.id, 2)]
+    run_all(runner, store)
     ended = store.get(job.id)
     assert ended is not None
     assert ended.result is not None
@@ -113,19 +117,19 @@ def test_failure_that_passes_is_not_the_jobs(
 
 
 def test_job_that_its_policy_no_longer_allows_is_not_tried_again(
-    workshop: Workshop, store: Store, submit: Submit, published: list[Any]
+    workshop: Workshop, store: Store, submit: Submit
 ) -> None:
     """A refusal by the worker's policy ends the job at once: another attempt would end the same."""
-    job = submit(command=["true"])
-    Runner("w1", Workshop(store, {}, workshop.launcher), Stops(), lambda *_: published.append(_)).run(
-        job.id, 1
-    )
+    open_window(store.redis)
+    lost = load_policies()["default"].model_copy(update={"version": "of nobody"})
+    job = submit(lost, command=["true"])
+    run_all(Runner("w1", workshop, Stops()), store)
     ended = store.get(job.id)
     assert ended is not None
     assert ended.result is not None
     assert ended.result.outcome.kind is OutcomeKind.SANDBOX_ERROR
-    assert "no policy default" in ended.result.outcome.message
-    assert published == []
+    assert "knows no policy" in ended.result.outcome.message
+    assert ended.attempt == 1
 
 
 def test_defect_of_ours_is_not_shown_to_the_caller(
@@ -133,7 +137,6 @@ def test_defect_of_ours_is_not_shown_to_the_caller(
     store: Store,
     submit: Submit,
     monkeypatch: pytest.MonkeyPatch,
-    published: list[tuple[str, int]],
 ) -> None:
     """An exception that nobody expected is retried, and its text stays in the log."""
 
@@ -142,9 +145,7 @@ def test_defect_of_ours_is_not_shown_to_the_caller(
 
     monkeypatch.setattr(task, "run_attempt", broken)
     job = submit(command=["true"])
-    runner.run(job.id, 1)
-    while published:
-        runner.run(*published.pop())
+    run_all(runner, store)
     ended = store.get(job.id)
     assert ended is not None
     assert ended.result is not None
@@ -181,8 +182,7 @@ def test_result_of_a_stale_attempt_is_refused(
     job = submit(command=["sleep", "2.6"])
     slow = threading.Thread(target=runner.run, args=(job.id, 1))
     slow.start()
-    [lease] = until(store.expired)
-    assert store.expire(lease).next_attempt == 2
+    until(lambda: ("expired", job.id, 2) in store.sweep(lost_after=60))
     assert store.claim(job.id, 2, "w2") is not None
     slow.join()
     found = store.get(job.id)
@@ -192,7 +192,7 @@ def test_result_of_a_stale_attempt_is_refused(
 
 
 def test_job_of_a_stopping_worker_goes_back(
-    runner: Runner, store: Store, submit: Submit, stops: Stops, published: list[tuple[str, int]]
+    runner: Runner, store: Store, submit: Submit, stops: Stops
 ) -> None:
     """A worker that has to go kills what runs and queues it again, however often that happens."""
     job = submit(command=["sleep", "20"])
@@ -203,7 +203,7 @@ def test_job_of_a_stopping_worker_goes_back(
         time.sleep(0.1)
         stops.ask(job.id, Reason.SHUTDOWN)
         running.join()
-        assert published.pop() == (job.id, number + 1)
+        assert published(store.redis)[-1] == (job.id, number + 1)
         found = store.get(job.id)
         assert found is not None
         assert found.state is JobState.QUEUED

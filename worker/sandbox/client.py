@@ -67,6 +67,19 @@ class Session:
         """Kill the running step; its answer tells ``reason`` (``output`` or ``cancelled``)."""
         self._send(wire.encode({"op": "kill", "reason": reason}))
 
+    def about(self, timeout: float) -> dict[str, Any]:
+        """What the launcher's host offers: ``cgroup`` (v1 or v2), ``kernel`` (its release), ``images``.
+
+        timeout: seconds after which a launcher that does not answer counts as gone.
+        """
+        self._socket.settimeout(timeout)
+        self._send(wire.encode({"op": "about"}))
+        answer = self.receive()
+        self._socket.settimeout(None)
+        if answer["op"] != "about":
+            raise SandboxError("launcher", 0, "about", "it is of another version")
+        return answer
+
     def receive(self) -> dict[str, Any]:
         """The next answer: ``ended``, or ``failed`` as a ``SandboxError``'s fields. Blocks until it is there."""
         message, fds = self._receive()
@@ -95,12 +108,6 @@ class Session:
         self._send(wire.encode({"op": "image", "image": image}))
         found: dict[str, Any] | None = self._answer()["image"]
         return found
-
-    def images(self) -> dict[str, str]:
-        """The names of the images that the launcher's host has, and their digests."""
-        self._send(wire.encode({"op": "images"}))
-        names: dict[str, str] = self._answer()["names"]
-        return names
 
     def _answer(self) -> dict[str, Any]:
         message = self.receive()

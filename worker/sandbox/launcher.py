@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from worker.sandbox import cgroups, confined, host, layout, seccomp, wire
 from worker.sandbox.errors import SandboxError
@@ -86,6 +87,15 @@ class Launcher:
             self._tick()
             if idle and not events:
                 self._pool.refill()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a peer may know of this host."""
+        return {
+            "cgroup": self.host.driver.version,
+            "kernel": os.uname().release,
+            "images": sorted([*self.images, *self.images.names()]),
+        }
 
     @property
     def busy(self) -> bool:

@@ -73,14 +73,15 @@ class Session:
                     self._doomed = reason
             case "collect":
                 self._collect(message)
+            case "about":
+                self._must_be_idle()
+                self._send({"op": "about", **self._launcher.about})
             case "image":
+                self._must_be_idle()
                 self._send({"op": "image", "image": self._launcher.images.find(plan.text(message, "image"))})
-            case "images":
-                self._send({"op": "images", "names": self._launcher.images.names()})
             case other:
-                raise SandboxError(
-                    "message", subject=f"op {other!r}", hint="run, kill, collect, image or images"
-                )
+                hint = "run, kill, collect, about or image"
+                raise SandboxError("message", subject=f"op {other!r}", hint=hint)
 
     def _run(self, message: dict[str, Any], fds: list[int]) -> None:
         launcher = self._launcher

@@ -1,0 +1,114 @@
+-- The end of a job, whatever brought it: its record, its places in the queues, what it used, who is told.
+--
+-- Keys beside those of lib/release.lua and lib/budget.lua:
+--   hash   stockade:job:ID       the job (jobs/store.py)
+--   zset   stockade:due          queued jobs -> when they end unless they have started, ms
+--   zset   stockade:expiry       finished jobs -> when they are deleted, ms
+--   zset   stockade:jobs:PROJECT its jobs -> when they were accepted, ms
+--   stream stockade:events       every change of a job's state: job, tenant, state, outcome, attempt, at
+--   channel stockade:finished    ids of jobs that end
+--   hash   stockade:metrics      counters (jobs/metrics.py); here jobs_finished_total|KIND|POOL
+local BACKSTOP = 86400000  -- ms after which an expired job vanishes by itself if nobody sweeps
+local EVENTS = 100000
+
+local function announce(id, project, state, outcome, attempt, now)
+  redis.call('XADD', 'stockade:events', 'MAXLEN', '~', EVENTS, '*', 'job', id, 'tenant', project, 'state', state,
+    'outcome', outcome, 'attempt', attempt, 'at', whole(now))
+end
+
+-- Correct the charge of a job that was released by what it did take, and learn from it.
+local function settle(pool, project, job, now)
+  if not job.started then
+    move_both(pool, project, -(job.charged or 0))
+    return
+  end
+  local seconds = math.max(FLOOR, (now - job.started) / 1000)
+  move_both(pool, project, seconds - (job.charged or 0))
+  local usual = tonumber(redis.call('HGET', 'stockade:load:' .. project, 'typical') or seconds)
+  redis.call('HSET', 'stockade:load:' .. project, 'typical', exact(usual + (seconds - usual) / 8))
+end
+
+-- Take a job out of wherever it waits or runs.
+local function leave(id, job, now)
+  local pool, project = job.pool, job.tenant
+  local backlog = 'stockade:backlog:' .. pool .. ':' .. project
+  redis.call('ZREM', 'stockade:due', id)
+  if redis.call('ZREM', backlog, id) == 1 then
+    count(project, 'queued', -1)
+    if redis.call('EXISTS', backlog) == 0 then
+      redis.call('ZREM', 'stockade:order:' .. pool .. ':' .. organisation(project), project)
+    end
+    return
+  end
+  redis.call('ZREM', 'stockade:released:' .. pool, id)
+  redis.call('ZREM', 'stockade:leases:' .. pool, id)
+  count(project, 'running', -1)
+  settle(pool, project, job, now)
+  for _, level in ipairs(chain(project)) do
+    for _, each in ipairs(redis.call('SMEMBERS', 'stockade:pools')) do unpark(each, level) end
+  end
+end
+
+-- A job's fields that this needs, as numbers where they are numbers; nil when there is no such job.
+local function job_of(id)
+  local names = {'tenant', 'pool', 'state', 'attempt', 'token', 'retention', 'started', 'charged', 'idempotency',
+    'starts_by', 'ends_by'}
+  local values = redis.call('HMGET', 'stockade:job:' .. id, unpack(names))
+  if not values[1] then return nil end
+  local job = {}
+  for n, name in ipairs(names) do job[name] = values[n] or nil end
+  for _, name in ipairs({'attempt', 'retention', 'started', 'charged', 'starts_by', 'ends_by'}) do job[name] = tonumber(job[name]) end
+  return job
+end
+
+-- Why a job that has not started may not start any more; nil when it may.
+local function late(job, now)
+  if job.ends_by and now >= job.ends_by then return 'deadline_exceeded' end
+  if job.attempt == 0 and now >= job.starts_by then return 'queue_time_exceeded' end
+end
+
+-- End a job. `ending` is {kind of outcome, JSON of the outcome, JSON of the result}, `charge` is as in `account`, or
+-- nil when nothing of it ran. The next job of the pool is released in the same step.
+local function finish(id, job, ending, charge, now)
+  local key, expires = 'stockade:job:' .. id, now + job.retention
+  charge = charge or {0, 0, 0, 0}
+  redis.call('HSET', key, 'state', 'finished', 'result', ending[3], 'outcome', ending[2], 'finished', whole(now),
+    'expires', whole(expires), 'artifact_bytes', charge[4])
+  redis.call('PEXPIRE', key, whole(job.retention + BACKSTOP))
+  if job.idempotency then redis.call('PEXPIRE', job.idempotency, whole(job.retention)) end
+  redis.call('ZADD', 'stockade:expiry', whole(expires), id)
+  leave(id, job, now)
+  account(job.tenant, ending[1], charge, now)
+  redis.call('HINCRBY', 'stockade:metrics', 'jobs_finished_total|' .. ending[1] .. '|' .. job.pool, 1)
+  announce(id, job.tenant, 'finished', ending[1], job.attempt, now)
+  redis.call('PUBLISH', 'stockade:finished', id)
+  release(job.pool, now, 16)
+end
+
+-- End an attempt that we failed: publish the job again, or end it when its attempts are used up or it was to be
+-- cancelled. A job that is tried again keeps its place in the window. Answers the next attempt, 0 when it has ended.
+local function fail(id, job, attempts, ending, cancelled, now)
+  if job.state == 'running' and job.attempt < attempts then
+    redis.call('ZREM', 'stockade:leases:' .. job.pool, id)
+    redis.call('HSET', 'stockade:job:' .. id, 'state', 'queued')
+    redis.call('HDEL', 'stockade:job:' .. id, 'worker', 'token', 'started')
+    if job.ends_by then redis.call('ZADD', 'stockade:due', whole(job.ends_by), id) end
+    announce(id, job.tenant, 'queued', '', job.attempt, now)
+    publish(job.pool, id, job.attempt + 1, now)
+    return job.attempt + 1
+  end
+  finish(id, job, job.state == 'cancelling' and cancelled or ending, nil, now)
+  return 0
+end
+
+-- Delete all that is kept of a finished job.
+local function purge(id, job, now)
+  local bytes = tonumber(redis.call('HGET', 'stockade:job:' .. id, 'artifact_bytes') or 0)
+  if bytes > 0 then count(job.tenant, 'artifact_bytes', -bytes) end
+  redis.call('DEL', 'stockade:job:' .. id, 'stockade:live:' .. id)
+  if job.token then redis.call('UNLINK', 'stockade:artifacts:' .. id .. ':' .. job.token) end
+  if job.idempotency then redis.call('DEL', job.idempotency) end
+  redis.call('ZREM', 'stockade:jobs:' .. job.tenant, id)
+  redis.call('ZREM', 'stockade:expiry', id)
+  announce(id, job.tenant, 'deleted', '', job.attempt, now)
+end

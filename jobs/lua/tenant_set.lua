@@ -1,0 +1,9 @@
+-- Change fields of a tenant that is there.
+-- KEYS 1 hash   stockade:tenant:ID
+-- ARGV 1 how many fields are set; then each field and its value; then the fields that are taken away
+-- Returns 1, or 0 when there is no such tenant.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local last = 1 + 2 * tonumber(ARGV[1])
+for n = 2, last, 2 do redis.call('HSET', KEYS[1], ARGV[n], ARGV[n + 1]) end
+for n = last + 1, #ARGV do redis.call('HDEL', KEYS[1], ARGV[n]) end
+return 1

@@ -1,0 +1,98 @@
+"""Admission, again: the worker trusts nothing that it was sent, not even what admitted the job.
+
+A job names the digest of the effective policy that admitted it. The worker takes the policy of that digest from its own
+documents or, content-addressed, from Redis; it holds it to its *own* platform's bounds, admits the job under
+it once more, and runs the job only when the outcome is the one that is stored with it. So a reload of the
+policies does not hurt jobs that wait, and whoever can write to Redis gets no more than platform and launcher allow.
+"""
+
+from jobs.job import Job
+from jobs.policy_source import PolicySource
+from jobs.policy_versions import PolicyVersions
+from policies.admission import Admission, AdmissionError, admit
+from policies.isolation import Host
+from policies.loader import PolicySet
+from policies.policy import Policy
+from policies.scopes import PLATFORM, ScopeError, effective, within
+
+
+class NotAdmittedError(Exception):
+    """This worker does not let the job in; trying again would not help."""
+
+
+class Policies:
+    """The effective policies by digest, as far as this worker's platform lets them through. Safe for threads."""
+
+    def __init__(self, source: PolicySource, versions: PolicyVersions) -> None:
+        self._source = source
+        self._versions = versions
+        self._own: tuple[PolicySet | None, dict[str, Policy]] = (None, {})
+
+    def under(self, digest: str) -> Policy:
+        """Return the policy of this digest.
+
+        Raises:
+            NotAdmittedError: it is not known, or is more than the platform of this worker allows.
+            redis.RedisError: it is not one of this worker's own documents, and Redis is not there.
+        """
+        current = self._source.current
+        policy = self._own_of(current).get(digest) or self._versions.load(digest)
+        if policy is None:
+            raise NotAdmittedError(f"This worker knows no policy of the digest {digest[:80]}.")
+        try:
+            over = within(policy, PLATFORM, current.platform)
+        except ScopeError as error:
+            raise NotAdmittedError(f"The platform of this worker refuses the policy: {error}.") from error
+        if over:
+            fields = ", ".join(over)
+            message = f"The policy {policy.name} is more than the platform of this worker allows: {fields}."
+            raise NotAdmittedError(message)
+        return policy
+
+    def _own_of(self, current: PolicySet) -> dict[str, Policy]:
+        """The worker's own policies under its platform; computed once for each reading of the documents."""
+        known, own = self._own
+        if known is not current:
+            own = {}
+            for policy in current.policies.values():
+                if current.platform.lets_through(policy.name):
+                    narrow = effective(policy, [(PLATFORM, current.platform)])
+                    own[narrow.digest] = narrow
+            self._own = (current, own)
+        return own
+
+
+def admitted_again(job: Job, policies: Policies, image_host: bool) -> tuple[Policy, Admission]:
+    """Return the policy that the job runs under, and what it decides.
+
+    Raises:
+        NotAdmittedError: the policy does not allow the job, or not as it is stored.
+    """
+    policy = policies.under(job.admission.policy_digest)
+    if policy.name != job.spec.policy:
+        message = f"The job names the policy {job.spec.policy}; it was admitted under {policy.name}."
+        raise NotAdmittedError(message)
+    try:
+        admission = admit(job.spec, policy, host_image=image_host)
+    except AdmissionError as error:
+        raise NotAdmittedError(f"The policy {policy.name} does not allow this job: {error}.") from error
+    if admission != job.admission:
+        stored = dict(job.admission)
+        other = ", ".join(field for field, value in admission if value != stored[field])
+        raise NotAdmittedError(
+            f"The stored admission is not that of the policy {policy.name}: {other} differ."
+        )
+    return policy, admission
+
+
+def demand_floor(policy: Policy, host: Host) -> None:
+    """See that this worker's host stands on the policy's isolation floor.
+
+    Raises:
+        NotAdmittedError: with everything that it does not give.
+    """
+    if missing := list(policy.isolation.shortfalls(host)):
+        needs = "; ".join(f"{each.field} must be {each.needed} and is {each.got}" for each in missing)
+        raise NotAdmittedError(
+            f"The host of this worker is below the floor of the policy {policy.name}: {needs}."
+        )
