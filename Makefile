@@ -3,7 +3,7 @@ PREFIX ?= /opt/stockade
 BIN := $(PREFIX)/venv/bin
 export PREFIX
 
-.PHONY: help setup install demo test test-unit test-v2 bench lint format
+.PHONY: help setup install demo test test-unit fuzz test-v2 bench lint format
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -22,6 +22,9 @@ test: setup ## all tests, those on the real kernel included
 
 test-unit: ## the tests that need neither root nor the kernel's help
 	$(BIN)/python -m pytest -m "not kernel"
+
+fuzz: ## the parsers of images again, with random bytes for a minute
+	STOCKADE_FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/worker/test_images_tar.py
 
 test-v2: setup ## the kernel tests again, in a VM with pure cgroup v2
 	tests/vm/run

@@ -11,15 +11,19 @@ from tests.e2e.service import Service
 from tests.stack import Up, cgroups_of, left_of, still_there
 
 SLOTS = 4
+IMAGES = 'name: images\nextends: default\nversion: "1"\nimages: ["tools:*"]\n'
+"""A policy beside the built-in ones: its jobs run in imported images."""
 
 
 @pytest.fixture(scope="session")
 def _running() -> Iterator[Service]:
     home = Path(f"/tmp/stockade-test-e2e-{os.getpid()}")
     home.mkdir(mode=0o755)
-    up = Up(home / "state")
+    up, policies = Up(home / "state"), home / "policies"
+    policies.mkdir()
+    (policies / "images.yaml").write_text(IMAGES)
     try:
-        up.start("--slots", str(SLOTS), "--grace", "2")
+        up.start("--slots", str(SLOTS), "--grace", "2", "--policies", str(policies))
         with up.client() as client:
             yield Service(up, client)
         cgroups = cgroups_of(up.state)

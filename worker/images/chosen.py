@@ -8,10 +8,10 @@ user is 0 lets an image have any user, one with another user has every program r
 from dataclasses import dataclass, field
 
 from jobs.spec import Step
-from policies.admission import HOST_IMAGE
-from policies.policy import Policy
+from policies.policy import HOST_IMAGE, Policy
 from worker.images import reference
 from worker.images.errors import ImageError
+from worker.images.reference import Reference
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
 
@@ -40,6 +40,19 @@ class Chosen:
 HOST = Chosen(HOST_IMAGE)
 
 
+def _means(named: Reference, names: list[str]) -> bool:
+    """Whether an image with these names is meant. A policy was asked about the name: a digest beside it must be one
+    that the name has here, so that it does not open another image."""
+    if not named.path:
+        return True
+    same = [
+        each
+        for each in map(reference.parse, names)
+        if (each.registry, each.path) == (named.registry, named.path)
+    ]
+    return any(each.tag == named.tag or not named.tag for each in same)
+
+
 def choose(session: Session, image: str) -> Chosen:
     """What a name or digest means on the launcher's host, now.
 
@@ -53,7 +66,7 @@ def choose(session: Session, image: str) -> Chosen:
     except ImageError as error:
         raise SandboxError("image", 0, image, error.message) from None
     record = session.image(named.digest or str(named))
-    if record is None:
+    if record is None or not _means(named, record["names"]):
         raise SandboxError("image", 0, image, "this host has no such image; see `stockade image list`")
     env = dict(each.split("=", 1) for each in record["env"])
     return Chosen(record["digest"], env, record["directory"], record["user"], record["group"])

@@ -18,7 +18,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from worker.sandbox import seccomp
 from worker.sandbox import syscalls as sc
 from worker.sandbox.init import ALL_CAPABILITIES
 
@@ -33,27 +32,17 @@ MEMORY = 1 << 30
 CPU_SECONDS = 1800
 OPEN_FILES = 128
 
-_ALLOWED = (
-    "read readv write pread64 lseek close fstat newfstatat openat openat2 readlinkat getdents64 fcntl dup "
-    "mkdirat mknodat symlinkat linkat unlinkat fchown fchownat fchmod utimensat ftruncate "
-    "fsetxattr fgetxattr flistxattr "
-    "brk mmap munmap mremap mprotect madvise futex rt_sigaction rt_sigprocmask rt_sigreturn "
-    "getpid gettid getrandom clock_gettime exit exit_group"
-).split()
-_DECOMPRESSION = "read readv write close fstat lseek fcntl brk mmap munmap mremap mprotect madvise futex "
-_PURE = (
-    _DECOMPRESSION + "rt_sigaction rt_sigprocmask rt_sigreturn getrandom clock_gettime exit exit_group"
-).split()
 
-
-def start(module: str, arguments: Sequence[str], fds: Sequence[int], *, site: bool = False) -> int:
+def start(
+    module: str, arguments: Sequence[str], fds: Sequence[int], bpf: bytes, *, site: bool = False
+) -> int:
     """Run ``worker.images.<module>`` in a process of its own, a child of ours: its pid.
 
-    fds: what it gets, as descriptors 3, 4, ...; its standard streams are /dev/null. site: whether it may import
-    installed packages.
+    fds: what it gets, as descriptors 3, 4, ...; its standard streams are /dev/null. bpf: its filter, for `shut`.
+    site: whether it may import installed packages.
     """
     flags = ["-I"] if site else ["-I", "-S"]
-    argv = [sys.executable, *flags, "-c", _START.format(module), _ROOT, *arguments]
+    argv = [sys.executable, *flags, "-c", _START.format(module), _ROOT, bpf.hex(), *arguments]
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     pid, _ = sc.clone3(_NAMESPACES)
     if pid == 0:
@@ -100,8 +89,8 @@ def become(userns: int, capabilities: frozenset[int]) -> None:
     os.umask(0)
 
 
-def shut(files: bool) -> None:
-    """Limits and the filter: from now on only the calls that the work needs. files: whether it opens any."""
+def shut() -> None:
+    """Limits and the filter: from now on only the calls that the work needs."""
     for kind, most in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CPU, CPU_SECONDS),
@@ -111,6 +100,4 @@ def shut(files: bool) -> None:
         hard = resource.getrlimit(kind)[1]
         value = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (value, value))
-    calls = {"names": _ALLOWED if files else _PURE, "action": "SCMP_ACT_ALLOW"}
-    profile = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [calls]}
-    sc.install_filter(seccomp.compile_profile(profile))
+    sc.install_filter(bytes.fromhex(sys.argv[2]))

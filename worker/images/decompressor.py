@@ -30,13 +30,13 @@ RATIO_MAX, RATIO_FROM = 512, 64 << 20
 
 def main() -> None:
     """The process itself."""
-    kind = sys.argv[2]
+    kind = sys.argv[3]
     prepare, pieces, step = _KINDS[kind]
     answer: dict[str, Any] = {}
     try:
         confinement.become(6, frozenset())
         begin = prepare()
-        confinement.shut(files=False)
+        confinement.shut()
         _run(begin, pieces, step)
     except ImageError as problem:
         answer = {"code": problem.code, "message": problem.message}

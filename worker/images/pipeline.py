@@ -14,7 +14,7 @@ from io import FileIO
 from itertools import chain
 from typing import Any
 
-from worker.images import confinement
+from worker.images import confinement, filters
 from worker.images.errors import ImageError
 from worker.images.hashes import BENEATH
 from worker.images.tree import Caps
@@ -78,7 +78,7 @@ class _Child:
         self._module = module
         self._answer, report = _pipe(stack)
         fds = [*before, report.fileno(), *after]
-        self._pid = confinement.start(module, arguments, fds, site=arguments == ["zstd"])
+        self._pid = confinement.start(module, arguments, fds, filters.of(module), site=arguments == ["zstd"])
         report.close()
         stack.callback(self._end)
 

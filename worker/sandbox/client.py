@@ -68,7 +68,8 @@ class Session:
         self._send(wire.encode({"op": "kill", "reason": reason}))
 
     def about(self, timeout: float) -> dict[str, Any]:
-        """What the launcher's host offers: ``cgroup`` (v1 or v2), ``kernel`` (its release), ``images``.
+        """What the launcher's host offers: ``cgroup`` (v1 or v2), ``kernel`` (its release), ``images`` (name to
+        digest; of ``host`` its name).
 
         timeout: seconds after which a launcher that does not answer counts as gone.
         """

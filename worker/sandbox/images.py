@@ -27,8 +27,8 @@ DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 LAYERS_MAX = 128
 """Layers of one image."""
 IMAGES, LAYERS, NAMES, TREE, LINKS = "images", "layers", "names.json", "tree", "at"
-RECORD_MAX = 256 << 10
-NAMES_MAX = 256 << 10
+RECORD_MAX = 128 << 10
+NAMES_MAX = 128 << 10
 
 
 def hexadecimal(digest: str) -> str:
@@ -118,12 +118,14 @@ class Images:
                 hint = f"its layer {layer} is not in the store, or was found damaged; import it again"
                 raise SandboxError("image", problem.errno or 0, image, hint) from problem
         # One idmapped mount of the store for all layers: each mount of a sandbox costs at its birth and at its end.
-        lowers = [f"l/1/{LINKS}/{link_name(layer)}" for layer in reversed(layers)]
+        # overlayfs refuses a layer that stands twice (Docker writes empty ones); the upper one covers the other.
+        lowers = [f"l/1/{LINKS}/{link_name(layer)}" for layer in dict.fromkeys(reversed(layers))]
         return Rootfs((f"own/{SKELETON}", "store"), ("l/0", *lowers))
 
     def find(self, image: str) -> dict[str, Any] | None:
-        """What is recorded of an image, by name or digest."""
-        digest = image if DIGEST.fullmatch(image) else self.names().get(image)
+        """What is recorded of an image, by name or digest, and all ``names`` that it has now."""
+        names = self.names()
+        digest = image if DIGEST.fullmatch(image) else names.get(image)
         if digest is None:
             return None
         try:
@@ -138,7 +140,7 @@ class Images:
             record: dict[str, Any] = json.loads(os.pread(fd, RECORD_MAX, 0))
         finally:
             os.close(fd)
-        return record
+        return record | {"names": [name for name, each in names.items() if each == digest]}
 
     def names(self) -> dict[str, str]:
         """The digest of every name."""

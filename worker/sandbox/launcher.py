@@ -94,7 +94,7 @@ class Launcher:
         return {
             "cgroup": self.host.driver.version,
             "kernel": os.uname().release,
-            "images": sorted([*self.images, *self.images.names()]),
+            "images": {name: name for name in self.images} | self.images.names(),
         }
 
     @property
