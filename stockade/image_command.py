@@ -95,7 +95,9 @@ def _import(store: Store, path: Path, name: Reference | None, max_size: str) -> 
 @image.command("build-host")
 @click.argument("name")
 @click.option("--packages", default="", metavar="A,B", help="Debian packages beside the minimal system.")
-@click.option("--suite", default="stable", show_default=True, help="The Debian release to take.")
+@click.option(
+    "--suite", default=hostroot.release, help="The Debian release; the default is this machine's own."
+)
 @_state
 def build_host(name: str, packages: str, suite: str, state: Path) -> None:
     """Build a minimal Debian root with mmdebstrap and call it NAME."""

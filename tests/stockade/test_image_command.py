@@ -154,3 +154,34 @@ def test_progress_is_shown_on_a_terminal_only() -> None:
         shown = stream.getvalue()
         assert ("3.0 MiB" in shown and "/s" in shown and shown.endswith("\r\033[K")) == stream.isatty()
         assert bool(shown) == stream.isatty()
+
+
+def test_a_root_is_built_on_this_machine(
+    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmdebstrap is asked for the packages and the release; what it makes becomes an image. Here a script stands in."""
+    (tmp_path / "root.tar").write_bytes(root())
+    asked, stand_in = tmp_path / "asked", tmp_path / "bin" / "mmdebstrap"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        f'#!/bin/sh\necho "$@" >{asked}\nfor last; do :; done\ncp {tmp_path}/root.tar "$last"\n'
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:/usr/bin:/bin")
+    assert "debian:12" in images(
+        "build-host", "debian:12", "--packages", "python3,g++", "--suite", "bookworm"
+    )
+    words = asked.read_text().split()
+    assert {"--variant=minbase", "--include=python3,g++", "bookworm"} <= set(words)
+    assert images.run("--image", "debian:12", "--", "sh", "-c", "echo built") == "built\n"
+    assert not Path(words[-1]).exists(), "the archive is gone"
+    for wrong in (("--packages", "a;b"), ("--packages", "--x"), ("--suite", "-x")):
+        assert "is no name" in images("build-host", "x", "=".join(wrong), status=1)
+    stand_in.write_text("#!/bin/sh\necho E: no such package >&2\nexit 1\n")
+    assert "no such package" in images("build-host", "x", status=1)
+
+
+def test_without_mmdebstrap_it_is_said_how_to_get_it(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, with the command."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "apt-get install mmdebstrap" in images("build-host", "x", status=1)

@@ -1,5 +1,6 @@
 """A minimal Debian root file system, made on this machine by mmdebstrap: a real image without any registry."""
 
+import platform
 import re
 import shutil
 import subprocess
@@ -12,6 +13,12 @@ from worker.images.errors import ImageError
 
 _WORD = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _BUILD_SECONDS = 1800
+
+
+def release() -> str:
+    """This machine's Debian release, whose packages and keys it knows; ``stable`` on another system."""
+    about = platform.freedesktop_os_release()
+    return about.get("VERSION_CODENAME", "stable") if about.get("ID") == "debian" else "stable"
 
 
 @contextmanager
