@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ MINE = "name: mine\nextends: default\ndefaults: {pids: 8}\n"
 def directory(tmp_path: Path) -> Path:
     (tmp_path / "mine.yaml").write_text(MINE)
     return tmp_path
+
+
+def soon(condition: Callable[[], object]) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def pids(source: PolicySource) -> int:
@@ -95,14 +104,28 @@ def test_broken_drafts_are_logged_and_keep_nothing_back(directory: Path) -> None
 
 def test_a_watched_directory_is_looked_at_by_itself(directory: Path) -> None:
     """Within moments of the change the new policies are in force, and whoever asked for it is told."""
-    source = PolicySource(directory)
+    source, before = PolicySource(directory), set(threading.enumerate())
     told: list[PolicySet] = []
     with source.watched(told.append, pause=0.01):
         (directory / "new").write_text(MINE.replace("8", "6"))
         os.replace(directory / "new", directory / "mine.yaml")
-        deadline = time.monotonic() + 20
-        while not told and time.monotonic() < deadline:
-            time.sleep(0.01)
+        soon(lambda: told)
     assert told == [source.current]
     assert pids(source) == 6
-    assert "policies" not in [thread.name for thread in threading.enumerate()]
+    assert "policies" not in {thread.name for thread in set(threading.enumerate()) - before}
+
+
+def test_documents_that_are_not_taken_are_told_once(tmp_path: Path) -> None:
+    """Whoever watches hears what is wrong, once for each thing that is wrong, and of nothing else."""
+    source = PolicySource(tmp_path)
+    changed: list[PolicySet] = []
+    rejected: list[str] = []
+    with source.watched(changed.append, rejected.append, pause=0.01):
+        (tmp_path / "broken.yaml").write_text("name: broken\nmemory: lots\n")
+        soon(lambda: rejected)
+        (tmp_path / "broken.yaml").write_text("name: broken\nmemory: lots \n")
+        time.sleep(0.1)
+        (tmp_path / "broken.yaml").unlink()
+        soon(lambda: changed)
+    assert len(rejected) == 1
+    assert "broken.yaml" in rejected[0]
