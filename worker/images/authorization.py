@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from worker.images.errors import Fault, RegistryError
+from worker.images.faults import Fault, RegistryError
 from worker.images.registries import Endpoint
 from worker.images.urls import Url
 

@@ -15,12 +15,12 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, SecretStr, ValidationError
+from pydantic import ConfigDict, Field, PlainSerializer, SecretStr, SerializationInfo, ValidationError
 
 from policies.model import Frozen
-from worker.images.errors import Fault, RegistryError
+from worker.images.faults import Fault, RegistryError
 from worker.images.reference import DOCKER_HUB, is_registry
 
 FILE_MAX = 1 << 20
@@ -28,14 +28,28 @@ FILE_MAX = 1 << 20
 _HUB_NAMES = ("index.docker.io", "registry-1.docker.io", DOCKER_HUB)
 
 
+REVEAL = "reveal"
+"""The serialization context in which secrets are written out: for the pipe to the puller, nowhere else."""
+
+
+def _written(secret: SecretStr, info: SerializationInfo) -> str:
+    return secret.get_secret_value() if info.context == REVEAL else str(secret)
+
+
+Secret = Annotated[SecretStr, PlainSerializer(_written, when_used="json")]
+"""Text that is shown as asterisks."""
+
+
 class Credential(Frozen):
     """What one registry is told: a name and a password, or a token."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     username: str = Field(default="", repr=False)
-    password: SecretStr = Field(default=SecretStr(""))
-    identity_token: SecretStr = Field(default=SecretStr(""))
+    password: Secret = SecretStr("")
+    identity_token: Secret = SecretStr("")
     """Changed for a bearer token by OAuth2 (`identitytoken`)."""
-    registry_token: SecretStr = Field(default=SecretStr(""))
+    registry_token: Secret = SecretStr("")
     """A bearer token, used as it is (`registrytoken`)."""
 
     @property

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
 
 from policies.model import Frozen
 from policies.units import SIZE_MAX
-from worker.images.errors import Fault, RegistryError
+from worker.images.faults import Fault, RegistryError
 from worker.images.reference import is_digest
 
 MANIFEST_MAX = 4 << 20
@@ -67,7 +67,7 @@ Digest = Annotated[str, MaxLen(140), AfterValidator(_checked_digest)]
 class _Foreign(Frozen):
     """A model of others' JSON: its unknown keys are theirs, and are not kept."""
 
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, populate_by_name=True)
 
 
 _Model = TypeVar("_Model", bound=_Foreign)

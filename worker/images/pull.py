@@ -11,14 +11,17 @@ import contextlib
 import io
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from worker.images.credentials import Credential
-from worker.images.errors import Fault, RegistryError
+from pydantic import ConfigDict, Field
+
+from policies.model import Frozen
+from worker.images.credentials import load_credentials
+from worker.images.faults import Fault, RegistryError
 from worker.images.manifest import (
     Descriptor,
     Index,
@@ -29,7 +32,7 @@ from worker.images.manifest import (
     this_platform,
 )
 from worker.images.reference import Reference
-from worker.images.registries import Registries
+from worker.images.registries import Endpoint, Registries
 from worker.images.registry import CONNECTIONS, Document, Registry
 from worker.images.transport import Patience
 
@@ -57,47 +60,47 @@ class BlobSink(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Frozen):
     """How far a pull is."""
 
-    bytes: int
-    """Bytes that came, of what has to come."""
+    bytes: int = Field(description="Bytes that came, of what has to come.")
     bytes_total: int
-    blobs: int
-    """Blobs that are complete."""
+    blobs: int = Field(description="Blobs that are complete.")
     blobs_total: int
-    rate: float
-    """Bytes a second since the beginning."""
+    rate: float = Field(description="Bytes a second since the beginning.")
 
 
-@dataclass(frozen=True)
-class Pulled:
+class Pulled(Frozen):
     """One image that is here, every blob of it checked."""
 
-    reference: Reference
-    digest: str
-    """What the reference stands for: of the index, where there is one."""
-    manifest_digest: str
-    """Of this machine's manifest."""
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    reference: Reference = Field(description="The image, held to its digest.")
+    digest: str = Field(description="What the reference stands for: of the index, where there is one.")
+    manifest_digest: str = Field(description="Of this machine's manifest.")
     manifest: bytes
-    media_type: str
-    """Of the manifest."""
+    media_type: str = Field(description="Of the manifest.")
     config: bytes
     config_blob: Descriptor
-    layers: tuple[Descriptor, ...]
-    """Lowest first."""
+    layers: tuple[Descriptor, ...] = Field(description="Lowest first.")
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Whom to ask, and how."""
+class Sources(Frozen):
+    """Whom to ask for an image, and how."""
 
-    registries: Registries = field(default_factory=lambda: Registries({}))
-    credentials: Mapping[str, Credential] = field(default_factory=dict)
-    patience: Patience = field(default_factory=Patience)
-    image_max: int = IMAGE_MAX
-    """Bytes that an image may have."""
+    endpoints: tuple[Endpoint, ...] = Field(description="Mirrors in order, and last the registry itself.")
+    patience: Patience = Patience()
+    image_max: int = Field(default=IMAGE_MAX, description="Bytes that an image's blobs may have together.")
+
+
+def sources_of(reference: Reference, registries: Path | None, credentials: Path | None) -> Sources:
+    """Whom to ask for an image, as the operator's two files say; of the credentials only those that are for them.
+
+    Raises:
+        RegistryError: a file cannot be used.
+    """
+    known = load_credentials(credentials) if credentials is not None else {}
+    return Sources(endpoints=Registries.load(registries).endpoints(reference, known))
 
 
 def resolve(reference: Reference, sources: Sources) -> str:
@@ -108,7 +111,7 @@ def resolve(reference: Reference, sources: Sources) -> str:
     """
     if reference.digest is not None:
         return reference.digest
-    return _first(reference, sources, lambda registry: registry.digest_of(reference.wanted))
+    return _first(sources, lambda registry: registry.digest_of(reference.wanted))
 
 
 def pull(
@@ -125,14 +128,12 @@ def pull(
     Raises:
         RegistryError: it cannot be had, or is not what it should be.
     """
-    return _first(
-        reference, sources, lambda registry: _Pull(registry, reference, sources).run(into, progress)
-    )
+    return _first(sources, lambda registry: _Pull(registry, reference, sources).run(into, progress))
 
 
-def _first(reference: Reference, sources: Sources, ask: Callable[[Registry], _Result]) -> _Result:
+def _first(sources: Sources, ask: Callable[[Registry], _Result]) -> _Result:
     """What the first endpoint that can says."""
-    *mirrors, home = sources.registries.endpoints(reference, sources.credentials)
+    *mirrors, home = sources.endpoints
     for mirror in mirrors:
         with contextlib.suppress(RegistryError), Registry(mirror, sources.patience) as registry:
             return ask(registry)
@@ -239,4 +240,12 @@ class _Tally:
     def _report(self) -> None:
         self._told = time.monotonic()
         rate = self._bytes / max(self._told - self._start, 1e-6)
-        self._tell(Progress(self._bytes, self._total, self._blobs, self._blobs_total, rate))
+        self._tell(
+            Progress(
+                bytes=self._bytes,
+                bytes_total=self._total,
+                blobs=self._blobs,
+                blobs_total=self._blobs_total,
+                rate=rate,
+            )
+        )

@@ -23,8 +23,8 @@ from annotated_types import MaxLen
 from pydantic import AfterValidator, Field, RootModel, SecretStr, ValidationError
 
 from policies.model import Frozen
-from worker.images.credentials import Credential
-from worker.images.errors import Fault, RegistryError
+from worker.images.credentials import Credential, Secret
+from worker.images.faults import Fault, RegistryError
 from worker.images.reference import DOCKER_HUB, Reference, is_registry, is_repository
 from worker.images.urls import Url
 
@@ -70,7 +70,7 @@ class RegistrySettings(Frozen):
     ca: str | None = Field(
         default=None, description="File of the authorities that may sign its certificate (PEM)."
     )
-    proxy: Annotated[SecretStr, AfterValidator(_proxy)] | None = Field(
+    proxy: Annotated[Secret, AfterValidator(_proxy)] | None = Field(
         default=None, description="HTTP proxy through which it is reached."
     )
 
@@ -84,7 +84,7 @@ class Endpoint(Frozen):
     ca: str | None = Field(
         default=None, description="PEM of the authorities to trust instead of the machine's."
     )
-    proxy: SecretStr | None = None
+    proxy: Secret | None = None
     credential: Credential = Credential()
 
 

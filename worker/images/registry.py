@@ -20,7 +20,7 @@ from typing import BinaryIO, Self, TypeVar
 import httpcore
 
 from worker.images.authorization import TOKEN_MAX, Authorization
-from worker.images.errors import Fault, RegistryError
+from worker.images.faults import Fault, RegistryError
 from worker.images.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, Descriptor
 from worker.images.reference import is_digest
 from worker.images.registries import Endpoint
@@ -254,7 +254,7 @@ class Registry:
 
     def _pause(self, failures: int) -> float:
         """Seconds before the next try, spread so that many pullers do not come back at once."""
-        pause = min(self._patience.pause * 2 ** (failures - 1), self._patience.pause_max)
+        pause = min(self._patience.pause * 2.0 ** (failures - 1), self._patience.pause_max)
         return pause * random.uniform(0.75, 1.25)  # noqa: S311 - nothing secret
 
     def _deadline(self, size: int = 0) -> float:

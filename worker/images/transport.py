@@ -13,14 +13,15 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpcore
+from pydantic import Field
 
-from worker.images.errors import Fault, RegistryError
+from policies.model import Frozen
+from worker.images.faults import Fault, RegistryError
 from worker.images.registries import Endpoint, is_loopback
 from worker.images.urls import Url
 
@@ -71,23 +72,21 @@ def zone_of(address: Address) -> Zone:
     return Zone.PUBLIC if address.is_global and not special else Zone.FORBIDDEN
 
 
-@dataclass(frozen=True)
-class Patience:
+class Patience(Frozen):
     """How long a registry may take, in seconds."""
 
-    connect: float = 10.0
-    """To accept a connection."""
-    silence: float = 30.0
-    """To send the next byte."""
-    total: float = 60.0
-    """For a small answer with all its tries; a blob has this and its size over `slowest`."""
-    slowest: int = 32 << 10
-    """Bytes a second that a blob must come with on the whole."""
-    tries: int = 5
-    """Failures in a row after which we give up."""
-    pause: float = 0.5
-    """Before the second try; doubled for each further one."""
-    pause_max: float = 30.0
+    connect: float = Field(default=10.0, description="To accept a connection.")
+    silence: float = Field(default=30.0, description="To send the next byte.")
+    total: float = Field(
+        default=60.0,
+        description="For a small answer with all its tries; a blob has this and its size over `slowest`.",
+    )
+    slowest: int = Field(
+        default=32 << 10, description="Bytes a second that a blob must come with on the whole."
+    )
+    tries: int = Field(default=5, description="Failures in a row after which we give up.")
+    pause: float = Field(default=0.5, description="Before the second try; doubled for each further one.")
+    pause_max: float = Field(default=30.0, description="The longest of these pauses.")
 
 
 class BrokenError(Exception):
