@@ -4,6 +4,7 @@ Exit status: 0 when the image is here; 1 when it is not, with the reason on stan
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ from worker.images.faults import RegistryError
 from worker.images.pull import Progress, Pulled, Sources, sources_of
 from worker.images.puller import Puller, PullerDiedError
 from worker.images.reference import Reference, ReferenceFormError, parse_reference
+from worker.images.transport import Patience
+
+PATIENCE = Patience()
+"""How long registries may take."""
 
 
 @click.command("pull")
@@ -42,7 +47,7 @@ def pull(image: str, directory: Path, registries: Path | None, credentials: Path
     """Fetch IMAGE, [REGISTRY/]NAME[:TAG][@DIGEST], and print what it stands for: NAME@DIGEST."""
     try:
         reference = parse_reference(image)
-        sources = sources_of(reference, registries, credentials)
+        sources = sources_of(reference, registries, credentials, PATIENCE)
         _prepare(directory)
         pulled = fetch(reference, sources, directory)
     except ReferenceFormError as error:
@@ -84,9 +89,12 @@ def _prepare(directory: Path) -> None:
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[Progress], None]]:
     """A progress bar with bytes and rate; its length is known once the manifest is."""
-    stderr = click.get_text_stream("stderr")
+
+    def about(progress: Progress | None) -> str | None:
+        return None if progress is None else told(progress)
+
     with click.progressbar(
-        length=1, label=label, file=stderr, item_show_func=lambda each: each and told(each), show_eta=False
+        length=1, label=label, file=sys.stderr, item_show_func=about, show_eta=False
     ) as bar:
 
         def show(progress: Progress) -> None:

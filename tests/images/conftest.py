@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.images.hostile import Hostile
 from tests.images.registries import PROGRAMS, Running, TokenService, htpasswd
 from tests.packages import need
 from worker.images.credentials import Credential
@@ -75,3 +76,19 @@ def landing(tmp_path: Path) -> Path:
     directory = tmp_path / "landing"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def hostile() -> Iterator[Hostile]:
+    """A registry whose answers the test writes."""
+    server = Hostile()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def other() -> Iterator[Hostile]:
+    """Another host, where a registry might lead us."""
+    server = Hostile()
+    yield server
+    server.stop()

@@ -1,14 +1,15 @@
 """Debian's docker-registry on loopback, and skopeo to push to it."""
 
 import base64
-import hashlib
 import http.server
+import importlib
 import json
 import os
 import ssl
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,13 +101,10 @@ def htpasswd(directory: Path) -> dict[str, Any]:
 
 
 def _bcrypt(password: str) -> str:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        import crypt
-
-        return crypt.crypt(password, "$2b$04$" + "abcdefghijklmnopqrstuu").replace("$2b$", "$2a$", 1)
+        crypt = importlib.import_module("crypt")
+    return str(crypt.crypt(password, "$2b$04$abcdefghijklmnopqrstuu"))
 
 
 class TokenService:
@@ -181,17 +179,21 @@ class TokenService:
 def make_certificate(key: Path, certificate: Path, name: str = "127.0.0.1") -> None:
     """A key and a certificate for it that it signed itself."""
     kind = "DNS" if name.strip("0123456789.") else "IP"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
-        + ["-addext", f"subjectAltName={kind}:{name}", "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        f"/CN={name}",
+    ]
+    names = ["-addext", f"subjectAltName={kind}:{name}"]
+    subprocess.run([*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
 
 
 def _base64url(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -93,14 +93,17 @@ class Sources(Frozen):
     image_max: int = Field(default=IMAGE_MAX, description="Bytes that an image's blobs may have together.")
 
 
-def sources_of(reference: Reference, registries: Path | None, credentials: Path | None) -> Sources:
+def sources_of(
+    reference: Reference, registries: Path | None, credentials: Path | None, patience: Patience | None = None
+) -> Sources:
     """Whom to ask for an image, as the operator's two files say; of the credentials only those that are for them.
 
     Raises:
         RegistryError: a file cannot be used.
     """
     known = load_credentials(credentials) if credentials is not None else {}
-    return Sources(endpoints=Registries.load(registries).endpoints(reference, known))
+    endpoints = Registries.load(registries).endpoints(reference, known)
+    return Sources(endpoints=endpoints, patience=patience or Patience())
 
 
 def resolve(reference: Reference, sources: Sources) -> str:

@@ -4,7 +4,8 @@
                                      ◄── progress … then the image or what is wrong ──                (user stockade)
 
 It is started for one image and ends with it. It has no privileges, no variables of our environment, no core file, an
-address space of 1 GiB, and writes to one directory, which is handed to it. It reads no file of the operator's: what it needs is in the task.
+address space of 1 GiB, and writes to one directory, which is handed to it. It reads no file of the operator's: what it
+needs is in the task.
 """
 
 import os
