@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from urllib.parse import urlencode
 
 from worker.images.faults import Fault, RegistryError
@@ -18,7 +19,7 @@ from worker.images.urls import Url
 
 TOKEN_MAX = 64 << 10
 """Bytes of a token service's answer."""
-CHALLENGE_MAX = 8192
+CHALLENGE_MAX = 4096
 """Characters of a challenge that are read."""
 _CLIENT = "stockade"
 
@@ -40,9 +41,9 @@ def parse_challenges(header: str) -> list[Challenge]:
     """The basic and bearer challenges in a header's value."""
     header = header[:CHALLENGE_MAX]
     starts = list(_scheme.finditer(header))
-    ends = [start.start() for start in starts[1:]] + [len(header)]
     found = []
-    for start, end in zip(starts, ends, strict=True):
+    for start, following in zip_longest(starts, starts[1:]):
+        end = following.start() if following else len(header)
         parameters = {
             name.lower(): plain or re.sub(r"\\(.)", r"\1", quoted)
             for name, quoted, plain in _parameter.findall(header[start.end() : end])

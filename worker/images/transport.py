@@ -51,17 +51,19 @@ class Zone(StrEnum):
     PRIVATE = "private"
     LOOPBACK = "loopback"
     FORBIDDEN = "forbidden"
-    """Link-local, multicast, reserved, a cloud's metadata service: no registry is there."""
+    """Link-local, multicast, reserved, a tunnel, a cloud's metadata service: no registry is there."""
 
 
 def zone_of(address: Address) -> Zone:
     """Where an address is; an IPv4 address within an IPv6 one is judged as itself."""
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
+        inner = address.ipv4_mapped
         if inner is None and address in _NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return zone_of(inner)
+        if address.sixtofour is not None or address.teredo is not None:
+            return Zone.FORBIDDEN
     if address in _METADATA:
         return Zone.FORBIDDEN
     if address.is_loopback:
