@@ -14,7 +14,7 @@ from worker.images.reference import parse_reference
 from worker.images.registries import Registries
 from worker.images.transport import Patience
 
-HURRIED = Patience(connect=2, silence=1, total=8, slowest=1 << 20, tries=3, pause=0.01)
+HURRIED = Patience(connect=10, silence=10, total=30, slowest=1 << 20, tries=3, pause=0.01)
 """For registries of tests, which are near."""
 
 Ask = Callable[..., Sources]

@@ -12,8 +12,8 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +75,7 @@ class PullerDiedError(Exception):
 
 
 class Puller:
-    """Starts pullers, as `user` (None: as ourselves)."""
+    """Starts pullers, as `user` (None: as ourselves). One dies with the thread that waits for it (PR_SET_PDEATHSIG)."""
 
     def __init__(self, user: str | None = None) -> None:
         drop = () if user is None else ("--reuid", user, "--regid", user, *_UNPRIVILEGED)
@@ -89,9 +89,10 @@ class Puller:
             RegistryError: nobody says.
             PullerDiedError: the puller failed.
         """
-        for said in self._run(Task(reference=reference, sources=sources)):
-            if isinstance(said, _Resolved):
-                return said.digest
+        with closing(self._run(Task(reference=reference, sources=sources))) as words:
+            for said in words:
+                if isinstance(said, _Resolved):
+                    return said.digest
         raise PullerDiedError
 
     def pull(
@@ -119,16 +120,17 @@ class Puller:
         try:  # as a descriptor, so that it may lie where the puller's user cannot go
             there = Path(f"/proc/self/fd/{handed}")
             task = Task(reference=reference, sources=sources, directory=there, present=tuple(present))
-            for said in self._run(task, handed):
-                if isinstance(said, _Moving):
-                    progress(said.progress)
-                elif isinstance(said, _Done):
-                    return said.pulled
+            with closing(self._run(task, handed)) as words:
+                for said in words:
+                    if isinstance(said, _Moving):
+                        progress(said.progress)
+                    elif isinstance(said, _Done):
+                        return said.pulled
         finally:
             os.close(handed)
         raise PullerDiedError
 
-    def _run(self, task: Task, *handed: int) -> Iterator[_Said]:
+    def _run(self, task: Task, *handed: int) -> Generator[_Said, None, None]:
         """What a puller says about a task; it is dead when this is over, however it is."""
         with self._started(handed) as process:
             assert process.stdin is not None and process.stdout is not None
