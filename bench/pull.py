@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.figures import Samples, number, percentile, table
-from tests.images.oci import Layout, random_layers
-from tests.images.registries import PROGRAMS, Running
-from worker.images.pull import sources_of
-from worker.images.puller import Puller
-from worker.images.reference import parse_reference
+from tests.images.remote.oci import Layout, random_layers
+from tests.images.remote.registries import PROGRAMS, Running
+from worker.images.remote.pull import sources_of
+from worker.images.remote.puller import Puller
+from worker.images.remote.reference import parse_reference
 
 OURS, SKOPEO = "stockade", "skopeo copy"
 LAYERS, LAYER_SIZE = 4, 50_000_000

@@ -12,11 +12,11 @@ from pathlib import Path
 import click
 
 from stockade import host
-from worker.images.faults import RegistryError
-from worker.images.pull import Progress, Pulled, Sources, sources_of
-from worker.images.puller import Puller, PullerDiedError
-from worker.images.reference import Reference, ReferenceFormError, parse_reference
-from worker.images.transport import Patience
+from worker.images.remote.faults import RegistryError
+from worker.images.remote.pull import Progress, Pulled, Sources, sources_of
+from worker.images.remote.puller import Puller, PullerDiedError
+from worker.images.remote.reference import Reference, ReferenceFormError, parse_reference
+from worker.images.remote.transport import Patience
 
 PATIENCE = Patience()
 """How long registries may take."""

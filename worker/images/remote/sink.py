@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.images.manifest import Descriptor
-from worker.images.pull import Pulled
-from worker.images.reference import is_digest
+from worker.images.remote.manifest import Descriptor
+from worker.images.remote.pull import Pulled
+from worker.images.remote.reference import is_digest
 
 REFERENCE_ANNOTATION = "org.opencontainers.image.ref.name"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.images.faults import Fault, RegistryError
-from worker.images.manifest import (
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.manifest import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
     LAYERS_MAX,
@@ -22,7 +22,7 @@ from worker.images.manifest import (
     choose,
     parse_manifest,
 )
-from worker.images.reference import is_digest
+from worker.images.remote.reference import is_digest
 
 DIGEST = "sha256:" + "a" * 64
 CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": DIGEST, "size": 2}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.images.reference import Reference, ReferenceFormError, parse_reference
+from worker.images.remote.reference import Reference, ReferenceFormError, parse_reference
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PlainSerializer, SecretStr, SerializationInfo, ValidationError
 
 from policies.model import Frozen
-from worker.images.faults import Fault, RegistryError
-from worker.images.reference import DOCKER_HUB, is_registry
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.reference import DOCKER_HUB, is_registry
 
 FILE_MAX = 1 << 20
 """Bytes of a file of credentials."""

@@ -20,11 +20,11 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from policies.model import Frozen
-from worker.images.credentials import REVEAL
-from worker.images.faults import Fault, RegistryError
-from worker.images.pull import Progress, Pulled, Sources, pull, resolve
-from worker.images.reference import Reference
-from worker.images.sink import LayoutSink
+from worker.images.remote.credentials import REVEAL
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.pull import Progress, Pulled, Sources, pull, resolve
+from worker.images.remote.reference import Reference
+from worker.images.remote.sink import LayoutSink
 
 MEMORY = 1 << 30
 """Bytes of address space: three blobs in flight, and a manifest of 4 MiB read."""
@@ -79,7 +79,7 @@ class Puller:
 
     def __init__(self, user: str | None = None) -> None:
         drop = () if user is None else ("--reuid", user, "--regid", user, *_UNPRIVILEGED)
-        python = (sys.executable, "-P", "-m", "worker.images.puller")
+        python = (sys.executable, "-P", "-m", "worker.images.remote.puller")
         self._command = ("setpriv", "--pdeathsig", "KILL", "--no-new-privs", *drop, "--", *python)
 
     def resolve(self, reference: Reference, sources: Sources) -> str:

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.images.conftest import HURRIED, Ask
-from tests.images.hostile import Answer, Asked, Handler, Hostile, body_of
-from tests.images.oci import Layout, blobs_in, digest_of, random_layers, tar_of
-from worker.images.credentials import Credential
-from worker.images.faults import Fault, RegistryError
-from worker.images.manifest import MANIFEST_MAX, OCI_MANIFEST
-from worker.images.pull import Pulled, Sources, pull, resolve
-from worker.images.reference import parse_reference
-from worker.images.registry import REDIRECTS_MAX
-from worker.images.sink import LayoutSink
+from tests.images.remote.conftest import HURRIED, Ask
+from tests.images.remote.hostile import Answer, Asked, Handler, Hostile, body_of
+from tests.images.remote.oci import Layout, blobs_in, digest_of, random_layers, tar_of
+from worker.images.remote.credentials import Credential
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.manifest import MANIFEST_MAX, OCI_MANIFEST
+from worker.images.remote.pull import Pulled, Sources, pull, resolve
+from worker.images.remote.reference import parse_reference
+from worker.images.remote.registry import REDIRECTS_MAX
+from worker.images.remote.sink import LayoutSink
 
 SECRET = "c0rrect-h0rse"
 CREDENTIAL = Credential(username="somebody", password=SecretStr(SECRET))
@@ -233,7 +233,7 @@ def test_a_name_is_judged_by_the_address_that_is_connected_to(
     hostile: Hostile, image: str, sources: Ask, landing: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that resolves to the metadata service is that service, however harmless it looks."""
-    from worker.images import transport
+    from worker.images.remote import transport
 
     real = transport.socket.getaddrinfo
 

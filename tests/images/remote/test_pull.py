@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.images.conftest import Ask
-from tests.images.hostile import Hostile
-from tests.images.oci import ARCHITECTURE, Layout, blobs_in, compressed, random_layers, tar_of
-from tests.images.registries import PASSWORD, USER, Running, TokenService, make_certificate
+from tests.images.remote.conftest import Ask
+from tests.images.remote.hostile import Hostile
+from tests.images.remote.oci import ARCHITECTURE, Layout, blobs_in, compressed, random_layers, tar_of
+from tests.images.remote.registries import PASSWORD, USER, Running, TokenService, make_certificate
 from tests.packages import need
-from worker.images.credentials import Credential
-from worker.images.faults import Fault, RegistryError
-from worker.images.manifest import Descriptor
-from worker.images.pull import Progress, Pulled, Sources, pull, resolve
-from worker.images.reference import parse_reference
-from worker.images.sink import LayoutSink
+from worker.images.remote.credentials import Credential
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.manifest import Descriptor
+from worker.images.remote.pull import Progress, Pulled, Sources, pull, resolve
+from worker.images.remote.reference import parse_reference
+from worker.images.remote.sink import LayoutSink
 
 CREDENTIAL = Credential(username=USER, password=SecretStr(PASSWORD))
 LOGIN = ("--dest-creds", f"{USER}:{PASSWORD}")

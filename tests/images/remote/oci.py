@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worker.images.manifest import OCI_INDEX, OCI_MANIFEST, this_platform
+from worker.images.remote.manifest import OCI_INDEX, OCI_MANIFEST, this_platform
 
 ARCHITECTURE = this_platform().architecture
 LAYER = "application/vnd.oci.image.layer.v1.tar"

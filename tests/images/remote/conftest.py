@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.hostile import Hostile
-from tests.images.registries import PROGRAMS, Running, TokenService, htpasswd
+from tests.images.remote.hostile import Hostile
+from tests.images.remote.registries import PROGRAMS, Running, TokenService, htpasswd
 from tests.packages import need
-from worker.images.credentials import Credential
-from worker.images.pull import Sources
-from worker.images.reference import parse_reference
-from worker.images.registries import Registries
-from worker.images.transport import Patience
+from worker.images.remote.credentials import Credential
+from worker.images.remote.pull import Sources
+from worker.images.remote.reference import parse_reference
+from worker.images.remote.registries import Registries
+from worker.images.remote.transport import Patience
 
 HURRIED = Patience(connect=10, silence=10, total=30, slowest=1 << 20, tries=3, pause=0.01)
 """For registries of tests, which are near."""

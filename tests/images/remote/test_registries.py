@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from worker.images.credentials import Credential
-from worker.images.faults import Fault, RegistryError
-from worker.images.reference import parse_reference
-from worker.images.registries import Endpoint, Registries, is_loopback
+from worker.images.remote.credentials import Credential
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.reference import parse_reference
+from worker.images.remote.registries import Endpoint, Registries, is_loopback
 
 
 def endpoints(image: str, said: Any = None, **credentials: Credential) -> tuple[Endpoint, ...]:

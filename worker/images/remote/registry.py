@@ -19,13 +19,13 @@ from typing import BinaryIO, Self, TypeVar
 
 import httpcore
 
-from worker.images.authorization import TOKEN_MAX, Authorization
-from worker.images.faults import Fault, RegistryError
-from worker.images.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, Descriptor
-from worker.images.reference import is_digest
-from worker.images.registries import Endpoint
-from worker.images.transport import BrokenError, Patience, Wire
-from worker.images.urls import Url
+from worker.images.remote.authorization import TOKEN_MAX, Authorization
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, Descriptor
+from worker.images.remote.reference import is_digest
+from worker.images.remote.registries import Endpoint
+from worker.images.remote.transport import BrokenError, Patience, Wire
+from worker.images.remote.urls import Url
 
 REDIRECTS_MAX = 5
 """Redirects that one request follows."""

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.images.authorization import Challenge, parse_challenges
-from worker.images.registries import Endpoint
-from worker.images.transport import BrokenError, Patience, Wire, Zone, zone_of
-from worker.images.urls import Url
+from worker.images.remote.authorization import Challenge, parse_challenges
+from worker.images.remote.registries import Endpoint
+from worker.images.remote.transport import BrokenError, Patience, Wire, Zone, zone_of
+from worker.images.remote.urls import Url
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_is_not_global_is_not_public(address: ipaddress.IPv4Address | ipadd
 
 def test_a_name_that_resolves_to_loopback_is_not_a_registry_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who owns a name decides where it points; to reach loopback it has to be written as loopback."""
-    from worker.images import transport
+    from worker.images.remote import transport
 
     monkeypatch.setattr(
         transport.socket,
@@ -83,7 +83,7 @@ def test_a_name_that_resolves_to_loopback_is_not_a_registry_here(monkeypatch: py
 
 def test_a_name_that_nobody_knows_is_a_broken_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resolver may be back in a moment."""
-    from worker.images import transport
+    from worker.images.remote import transport
 
     def unknown(*_: object, **__: object) -> None:
         raise transport.socket.gaierror(-2, "Name or service not known")

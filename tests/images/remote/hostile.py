@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.images.oci import Layout
-from worker.images.manifest import OCI_MANIFEST
+from tests.images.remote.oci import Layout
+from worker.images.remote.manifest import OCI_MANIFEST
 
 
 @dataclass(frozen=True)

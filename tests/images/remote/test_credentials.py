@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from worker.images.credentials import REVEAL, Credential, load_credentials
-from worker.images.faults import Fault, RegistryError
+from worker.images.remote.credentials import REVEAL, Credential, load_credentials
+from worker.images.remote.faults import Fault, RegistryError
 
 SECRET = "tr0ub4dor-and-3"
 

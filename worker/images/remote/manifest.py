@@ -15,8 +15,8 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
 
 from policies.model import Frozen
 from policies.units import SIZE_MAX
-from worker.images.faults import Fault, RegistryError
-from worker.images.reference import is_digest
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.reference import is_digest
 
 MANIFEST_MAX = 4 << 20
 """Bytes of a manifest, of an index and of a config: what containers/image takes."""

@@ -20,9 +20,9 @@ from typing import BinaryIO, Protocol, TypeVar
 from pydantic import ConfigDict, Field
 
 from policies.model import Frozen
-from worker.images.credentials import load_credentials
-from worker.images.faults import Fault, RegistryError
-from worker.images.manifest import (
+from worker.images.remote.credentials import load_credentials
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.manifest import (
     Descriptor,
     Index,
     Manifest,
@@ -31,10 +31,10 @@ from worker.images.manifest import (
     parse_manifest,
     this_platform,
 )
-from worker.images.reference import Reference
-from worker.images.registries import Endpoint, Registries
-from worker.images.registry import CONNECTIONS, Document, Registry
-from worker.images.transport import Patience
+from worker.images.remote.reference import Reference
+from worker.images.remote.registries import Endpoint, Registries
+from worker.images.remote.registry import CONNECTIONS, Document, Registry
+from worker.images.remote.transport import Patience
 
 IMAGE_MAX = 64 << 30
 """Bytes of an image's blobs together, where nobody says less."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from urllib.parse import urlencode
 
-from worker.images.faults import Fault, RegistryError
-from worker.images.registries import Endpoint
-from worker.images.urls import Url
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.registries import Endpoint
+from worker.images.remote.urls import Url
 
 TOKEN_MAX = 64 << 10
 """Bytes of a token service's answer."""

@@ -21,9 +21,9 @@ import httpcore
 from pydantic import Field
 
 from policies.model import Frozen
-from worker.images.faults import Fault, RegistryError
-from worker.images.registries import Endpoint, is_loopback
-from worker.images.urls import Url
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.registries import Endpoint, is_loopback
+from worker.images.remote.urls import Url
 
 logging.getLogger("httpcore").setLevel(
     logging.WARNING

@@ -23,10 +23,10 @@ from annotated_types import MaxLen
 from pydantic import AfterValidator, Field, RootModel, SecretStr, ValidationError
 
 from policies.model import Frozen
-from worker.images.credentials import Credential, Secret
-from worker.images.faults import Fault, RegistryError
-from worker.images.reference import DOCKER_HUB, Reference, is_registry, is_repository
-from worker.images.urls import Url
+from worker.images.remote.credentials import Credential, Secret
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.reference import DOCKER_HUB, Reference, is_registry, is_repository
+from worker.images.remote.urls import Url
 
 _HUB_HOST = "registry-1.docker.io"
 """Where Docker Hub, whose name is docker.io, answers the distribution API."""

@@ -15,14 +15,14 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 
 from stockade import image_pull
-from tests.images.conftest import HURRIED, Ask
-from tests.images.hostile import Asked, Handler, Hostile, body_of
-from tests.images.oci import Layout, blobs_in, random_layers
-from worker.images.credentials import Credential
-from worker.images.faults import Fault, RegistryError
-from worker.images.pull import Progress
-from worker.images.puller import Puller, PullerDiedError
-from worker.images.reference import parse_reference
+from tests.images.remote.conftest import HURRIED, Ask
+from tests.images.remote.hostile import Asked, Handler, Hostile, body_of
+from tests.images.remote.oci import Layout, blobs_in, random_layers
+from worker.images.remote.credentials import Credential
+from worker.images.remote.faults import Fault, RegistryError
+from worker.images.remote.pull import Progress
+from worker.images.remote.puller import Puller, PullerDiedError
+from worker.images.remote.reference import parse_reference
 
 SECRET = "never-on-a-command-line"
 MANIFEST = "/v2/x/manifests/latest"
@@ -165,7 +165,7 @@ def test_progress_reads_as_people_say_it() -> None:
 
 def test_importing_it_is_all_that_it_needs() -> None:
     """The puller does not load Redis, Celery or the sandbox: what it does not have it cannot leak."""
-    code = "import sys, worker.images.puller; print(*sys.modules)"
+    code = "import sys, worker.images.remote.puller; print(*sys.modules)"
     command = [sys.executable, "-P", "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.split()
     assert not {"redis", "celery", "fastapi", "worker.sandbox", "jobs"} & set(loaded)
@@ -177,4 +177,4 @@ def pullers() -> list[str]:
     found = subprocess.run(
         ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=False
     )
-    return [line.split()[0] for line in found.stdout.splitlines() if "worker.images.puller" in line]
+    return [line.split()[0] for line in found.stdout.splitlines() if "worker.images.remote.puller" in line]

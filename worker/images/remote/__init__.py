@@ -1,0 +1,12 @@
+"""Images in registries: everything between a name and an OCI layout on this machine.
+
+Nouns
+    reference      what an image is called: registry, repository, tag, digest
+    registries     what the operator says of registries; from it, the endpoints to ask; `credentials` for them
+    manifest       what an image is made of
+    transport      connections: where they may go, and for how long; `urls`, `faults`
+    authorization  basic and bearer tokens
+    registry       the distribution API at one endpoint: digest_of, manifest, blob
+    pull           resolve and pull, over mirrors, three blobs at a time; into a `sink`
+    puller         all of it in a process without privileges; the one thing that others call
+"""
