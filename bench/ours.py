@@ -116,7 +116,7 @@ def launcher() -> Iterator[Launcher]:
     """Start a launcher to itself, by the command that `stockade up` uses."""
     home = Path(tempfile.mkdtemp(prefix="stockade-bench-"))
     settings = Settings(state=home, launcher=home / "launcher.sock")
-    child = Child("launcher", launcher_command(settings, home), home / "log")
+    child = Child("launcher", launcher_command(settings, home, home / "images"), home / "log")
     try:
         child.start()
         child.wait_until(lambda: accepts(settings.launcher), timeout=30)

@@ -123,7 +123,7 @@ class Stack:
         )
         env = settings.environment()
         python = [sys.executable, "-I", "-m"]
-        launcher = launcher_command(settings, self.state / "launcher")
+        launcher = launcher_command(settings, self.state / "launcher", self.state / host.IMAGES)
         data = self.state / "valkey"
         return [
             Member(self._child("valkey", valkey.command(data, durable=True)), lambda: valkey.answers(data)),
@@ -192,11 +192,12 @@ class Stack:
         valkey.socket_path(self.state / "valkey").unlink(missing_ok=True)
 
 
-def launcher_command(settings: Settings, state: Path) -> list[str]:
+def launcher_command(settings: Settings, state: Path, images: Path) -> list[str]:
     """The argument list of the privileged launcher that serves ``settings.launcher`` and keeps ``state``."""
     return [
         *(sys.executable, "-I", "-m", "worker.sandbox.launcher"),
         *("--socket", str(settings.launcher), "--group", host.SERVICE_USER, "--state", str(state)),
+        *("--images", str(images)),
         *("--image-host", "on" if settings.image_host else "off"),
     ]
 

@@ -16,6 +16,7 @@ from policies.admission import AdmissionError, AdmittedStep, admit
 from policies.policy import Policy
 from worker import memfile
 from worker.artifacts import collect
+from worker.images.chosen import Chosen, choose
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
@@ -27,7 +28,7 @@ ENVIRONMENT = {
     "HOME": "/work",
     "LANG": "C.UTF-8",
 }
-"""What every program finds in its environment, unless its step says otherwise."""
+"""What every program finds in its environment, unless its image or its step says otherwise."""
 HOSTNAME = "sandbox"
 LAUNCHER_PATIENCE = 10.0
 """Seconds to wait for a launcher that does not answer: one that is restarted."""
@@ -70,8 +71,9 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     results: list[StepResult] = []
     try:
         with _session(workshop.launcher, stop) as session:
+            image = choose(session, attempt.job.spec.image)
             for step in steps:
-                ended = _run(session, step, policy, attempt.job.spec, stop)
+                ended = _run(session, step, image, policy, attempt.job.spec, stop)
                 results.append(result_of(step, ended))
                 if not results[-1].outcome.succeeded:
                     break
@@ -119,7 +121,7 @@ def _session(launcher: Path, stop: Stop) -> Session:
         pause = min(2 * pause, 1.0)
 
 
-def _run(session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: Stop) -> Ended:
+def _run(session: Session, step: Planned, image: Chosen, policy: Policy, spec: JobSpec, stop: Stop) -> Ended:
     """Run one step; the first one brings the job's files into the workspace."""
     with ExitStack() as stack:
 
@@ -130,19 +132,21 @@ def _run(session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: S
 
         stdin = memory("stdin", [step.asked.stdin.data])
         files = memory("files", memfile.packed(spec.files)) if spec.files and step.first else None
-        plan = plan_of(step, spec.image, policy)
+        plan = plan_of(step, image, policy)
         kill = step.asked.on_output_limit == "kill"
         return supervise(session, plan, (stdin, files), step.admitted.limits.output, kill, stop)
 
 
-def plan_of(step: Planned, image: str, policy: Policy) -> dict[str, Any]:
+def plan_of(step: Planned, image: Chosen, policy: Policy) -> dict[str, Any]:
     """The step as the launcher takes it; the limit `output` is the worker's own to keep."""
+    user, group = image.ids(policy)
     return {
-        "image": image,
+        "image": image.digest,
         "argv": list(step.asked.argv),
-        "env": ENVIRONMENT | step.asked.env,
-        "cwd": step.asked.cwd,
-        "user": policy.user,
+        "env": ENVIRONMENT | image.env | step.asked.env,
+        "cwd": image.cwd(step.asked),
+        "user": user,
+        "group": group,
         "hostname": HOSTNAME,
         "syscalls": policy.syscalls,
         "capabilities": [str(capability) for capability in policy.capabilities],

@@ -90,6 +90,24 @@ class Session:
             errors.extend(message["errors"])
             return
 
+    def image(self, image: str) -> dict[str, Any] | None:
+        """What the launcher's host has recorded of an image, by its name or digest; None when it is not there."""
+        self._send(wire.encode({"op": "image", "image": image}))
+        found: dict[str, Any] | None = self._answer()["image"]
+        return found
+
+    def images(self) -> dict[str, str]:
+        """The names of the images that the launcher's host has, and their digests."""
+        self._send(wire.encode({"op": "images"}))
+        names: dict[str, str] = self._answer()["names"]
+        return names
+
+    def _answer(self) -> dict[str, Any]:
+        message = self.receive()
+        if message["op"] == "failed":
+            raise SandboxError(message["step"], message["errno"], message["subject"], message["hint"])
+        return message
+
     def close(self) -> None:
         """End the job: the launcher kills and releases everything of it."""
         self._socket.close()

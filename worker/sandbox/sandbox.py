@@ -147,6 +147,7 @@ class Sandbox:
             "env": {_bytes(key): _bytes(value) for key, value in plan.env.items()},
             "cwd": plan.cwd,
             "user": plan.user,
+            "group": plan.group,
             "hostname": plan.hostname,
             "syscalls": plan.syscalls,
             "dropped": tuple(GRANTABLE - kept),
@@ -333,7 +334,7 @@ class Sandbox:
             "capabilities": list(plan.capabilities),
             "no_new_privs": True,
             "image": plan.image,
-            "image_note": room.rootfs.note,
+            "image_note": room.rootfs.note or None,
             "kernel": KERNEL,
         }
 

@@ -73,8 +73,14 @@ class Session:
                     self._doomed = reason
             case "collect":
                 self._collect(message)
+            case "image":
+                self._send({"op": "image", "image": self._launcher.images.find(plan.text(message, "image"))})
+            case "images":
+                self._send({"op": "images", "names": self._launcher.images.names()})
             case other:
-                raise SandboxError("message", subject=f"op {other!r}", hint="run, kill or collect")
+                raise SandboxError(
+                    "message", subject=f"op {other!r}", hint="run, kill, collect, image or images"
+                )
 
     def _run(self, message: dict[str, Any], fds: list[int]) -> None:
         launcher = self._launcher
