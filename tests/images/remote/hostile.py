@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.images.remote.oci import Layout
-from worker.images.remote.manifest import OCI_MANIFEST
+from tests.images.remote.oci import OCI_MANIFEST, Layout
 
 
 @dataclass(frozen=True)

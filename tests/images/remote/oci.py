@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worker.images.remote.manifest import OCI_INDEX, OCI_MANIFEST, this_platform
+from worker.images.manifest import INDEXES, MANIFESTS, architecture
 
-ARCHITECTURE = this_platform().architecture
+ARCHITECTURE = architecture()
+OCI_MANIFEST, OCI_INDEX = MANIFESTS[0], INDEXES[0]
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
@@ -56,12 +57,12 @@ class Layout:
         return {"mediaType": media_type, "digest": digest, "size": len(content), **more}
 
     def image(
-        self, layers: Sequence[bytes], how: str = "gzip", architecture: str = ARCHITECTURE, **more: Any
+        self, layers: Sequence[bytes], how: str = "gzip", machine: str = ARCHITECTURE, **more: Any
     ) -> dict[str, Any]:
         """Add an image of these tar archives; the descriptor of its manifest. `more` goes into each layer's."""
         config = {
             "os": "linux",
-            "architecture": architecture,
+            "architecture": machine,
             "config": {"Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]},
         }
@@ -78,8 +79,8 @@ class Layout:
         """Add an index of manifests by platform ("linux/amd64")."""
         entries = []
         for platform, descriptor in manifests.items():
-            system, architecture = platform.split("/")
-            entries.append({**descriptor, "platform": {"os": system, "architecture": architecture}})
+            system, machine = platform.split("/")
+            entries.append({**descriptor, "platform": {"os": system, "architecture": machine}})
         return self.document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}, OCI_INDEX)
 
     def document(self, content: dict[str, Any], media_type: str) -> dict[str, Any]:

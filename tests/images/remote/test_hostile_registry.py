@@ -16,10 +16,19 @@ from pydantic import SecretStr
 
 from tests.images.remote.conftest import HURRIED, Ask
 from tests.images.remote.hostile import Answer, Asked, Handler, Hostile, body_of
-from tests.images.remote.oci import Layout, blobs_in, digest_of, random_layers, tar_of
+from tests.images.remote.oci import (
+    ARCHITECTURE,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Layout,
+    blobs_in,
+    digest_of,
+    random_layers,
+    tar_of,
+)
+from worker.images.manifest import MANIFEST_MAX
 from worker.images.remote.credentials import Credential
 from worker.images.remote.faults import Fault, RegistryError
-from worker.images.remote.manifest import MANIFEST_MAX, OCI_MANIFEST
 from worker.images.remote.pull import Pulled, Sources, pull, resolve
 from worker.images.remote.reference import parse_reference
 from worker.images.remote.registry import REDIRECTS_MAX
@@ -160,6 +169,77 @@ def test_a_manifest_that_is_none(hostile: Hostile, sources: Ask, landing: Path, 
     hostile.routes[MANIFEST] = Hostile.content(body, Content_Type=OCI_MANIFEST)
     image = f"{hostile.host}/x"
     assert refusal(image, sources(image), landing).fault is Fault.REFUSED
+
+
+BLOB = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{'a' * 64}", "size": 3}
+CONFIG = {**BLOB, "mediaType": "application/vnd.oci.image.config.v1+json"}
+GOOD = {"schemaVersion": 2, "config": CONFIG, "layers": [BLOB]}
+PLATFORM = {"os": "linux", "architecture": ARCHITECTURE}
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+
+@pytest.mark.parametrize(
+    ("document", "kind"),
+    [
+        ({**GOOD, "manifests": []}, OCI_MANIFEST),
+        ({**GOOD, "manifests": [{**BLOB, "platform": PLATFORM}]}, OCI_INDEX),
+        (
+            {"schemaVersion": 2, "manifests": [{**BLOB, "mediaType": OCI_INDEX, "platform": PLATFORM}]},
+            OCI_MANIFEST,
+        ),
+        ({"schemaVersion": 2, "manifests": []}, OCI_INDEX),
+        ({**GOOD, "mediaType": OCI_INDEX}, OCI_MANIFEST),
+        (GOOD, "application/vnd.docker.distribution.manifest.v2+json"),
+        (GOOD, SCHEMA_1),
+        (GOOD, "application/json"),
+        ({**GOOD, "schemaVersion": 1}, OCI_MANIFEST),
+        ({**GOOD, "layers": [BLOB] * 129}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{}] * 100_000}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "size": -1}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "size": "3"}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "size": 1 << 70}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "size": 1 << 40}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [BLOB, {**BLOB, "size": 4}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "digest": "md5:" + "a" * 32}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "digest": "sha256:../../x"}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "digest": f"sha256:{'A' * 64}"}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "digest": f"sha256:{'a' * 64}\n"}]}, OCI_MANIFEST),
+        ({**GOOD, "layers": [{**BLOB, "mediaType": "application/wasm"}]}, OCI_MANIFEST),
+        (
+            {**GOOD, "config": {**CONFIG, "mediaType": "application/vnd.cncf.helm.config.v1+json"}},
+            OCI_MANIFEST,
+        ),
+        ({**GOOD, "config": {**CONFIG, "size": MANIFEST_MAX + 1}}, OCI_MANIFEST),
+    ],
+)
+def test_what_breaks_a_rule_is_refused(
+    hostile: Hostile, sources: Ask, landing: Path, document: Any, kind: str
+) -> None:
+    """Before any blob is asked for."""
+    hostile.routes[MANIFEST] = Hostile.content(json.dumps(document).encode(), Content_Type=kind)
+    image = f"{hostile.host}/x"
+    assert refusal(image, sources(image), landing).fault is Fault.REFUSED
+    assert hostile.paths() == [MANIFEST]
+
+
+def test_an_index_does_not_lead_to_an_index(hostile: Hostile, sources: Ask, landing: Path) -> None:
+    """Nor to a manifest of another size than it says: whoever nests them could nest them for ever."""
+    layout = Layout()
+    image_of_it = layout.image([tar_of({"a": b"1"})])
+    inner = layout.index({f"linux/{ARCHITECTURE}": image_of_it})
+    image = hostile.serve(layout, layout.index({f"linux/{ARCHITECTURE}": inner}))
+    assert "its index leads to an index" in refusal(image, sources(image), landing).reason
+    image = hostile.serve(layout, layout.index({f"linux/{ARCHITECTURE}": {**image_of_it, "size": 7}}))
+    assert "another size" in refusal(image, sources(image), landing).reason
+
+
+def test_an_image_whose_config_counts_other_layers(hostile: Hostile, sources: Ask, landing: Path) -> None:
+    """Is refused before its layers are fetched."""
+    layout = Layout()
+    manifest = json.loads(layout.blobs[layout.image([tar_of({"a": b"1"})])["digest"]])
+    manifest["layers"] *= 2
+    image = hostile.serve(layout, layout.document(manifest, OCI_MANIFEST))
+    assert "2 layers" in refusal(image, sources(image), landing).reason
 
 
 def test_a_manifest_without_end_is_cut_at_four_mebibytes(

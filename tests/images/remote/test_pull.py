@@ -12,9 +12,9 @@ from tests.images.remote.hostile import Hostile
 from tests.images.remote.oci import ARCHITECTURE, Layout, blobs_in, compressed, random_layers, tar_of
 from tests.images.remote.registries import PASSWORD, USER, Running, TokenService, make_certificate
 from tests.packages import need
+from worker.images.manifest import Descriptor
 from worker.images.remote.credentials import Credential
 from worker.images.remote.faults import Fault, RegistryError
-from worker.images.remote.manifest import Descriptor
 from worker.images.remote.pull import Progress, Pulled, Sources, pull, resolve
 from worker.images.remote.reference import parse_reference
 from worker.images.remote.sink import LayoutSink
@@ -57,7 +57,7 @@ def test_an_index_leads_to_this_machine(
     """The tag stands for the index, the layers are those of this platform, nothing of the others is fetched."""
     layout = Layout()
     ours = layout.image([tar_of({"ours": b"1"})])
-    theirs = layout.image([tar_of({"theirs": b"2"})], architecture="s390x")
+    theirs = layout.image([tar_of({"theirs": b"2"})], machine="s390x")
     top = layout.index({"linux/s390x": theirs, f"linux/{ARCHITECTURE}": ours})
     image = registry.push(layout.write(tmp_path / "layout", top), "multi:1")
     found = pulled(image, sources(image), landing)
@@ -69,18 +69,18 @@ def test_an_index_leads_to_this_machine(
 def test_an_index_without_this_machine_is_refused(registry: Running, sources: Ask, tmp_path: Path) -> None:
     """The message says what there is."""
     layout = Layout()
-    top = layout.index({"linux/s390x": layout.image([tar_of({"a": b"1"})], architecture="s390x")})
+    top = layout.index({"linux/s390x": layout.image([tar_of({"a": b"1"})], machine="s390x")})
     image = registry.push(layout.write(tmp_path / "layout", top), "foreign:1")
-    with pytest.raises(RegistryError, match=r"there is none for linux/\w+; there is: linux/s390x"):
+    with pytest.raises(RegistryError, match=r"there is no image for linux/\w+, only linux/s390x"):
         pulled(image, sources(image), tmp_path / "nowhere")
 
 
 def test_an_image_of_another_machine_is_refused(registry: Running, sources: Ask, tmp_path: Path) -> None:
     """Without an index, its config tells."""
     layout = Layout()
-    top = layout.image([tar_of({"a": b"1"})], architecture="s390x")
+    top = layout.image([tar_of({"a": b"1"})], machine="s390x")
     image = registry.push(layout.write(tmp_path / "layout", top), "foreign:2")
-    with pytest.raises(RegistryError, match=r"it is for linux/s390x, not linux/"):
+    with pytest.raises(RegistryError, match=r"the image is for linux/s390x, this machine is linux/"):
         pulled(image, sources(image), tmp_path / "nowhere")
 
 

@@ -5,19 +5,22 @@ import os
 import pwd
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
-from stockade import image_pull
+from stockade import image_command, image_pull
 from tests.images.remote.conftest import HURRIED, Ask
 from tests.images.remote.hostile import Asked, Handler, Hostile, body_of
 from tests.images.remote.oci import Layout, blobs_in, random_layers
+from tests.images.remote.registries import PASSWORD, Running
+from tests.images.remote.registries import USER as USERNAME
 from worker.images.remote.credentials import Credential
 from worker.images.remote.faults import Fault, RegistryError
 from worker.images.remote.pull import Progress
@@ -133,42 +136,78 @@ def test_one_that_dies_is_an_error_of_its_own(
         puller.resolve(parse_reference(image), sources(image))
 
 
-def test_the_command_pulls_and_prints_the_digest(image: str, layout: Layout, tmp_path: Path) -> None:
-    """`stockade image pull IMAGE --layout DIRECTORY`; a second one there is refused."""
-    arguments = [image, "--layout", str(tmp_path / "new" / "it")]
-    done = CliRunner().invoke(image_pull.pull, arguments)
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """A state directory where idmapped mounts work, which on tmpfs they may not."""
+    with tempfile.TemporaryDirectory(prefix="stockade-test-", dir="/var/tmp") as directory:
+        yield Path(directory)
+
+
+def command(*arguments: str) -> Result:
+    """`stockade image …`."""
+    return CliRunner().invoke(image_command.image, arguments)
+
+
+@pytest.mark.kernel
+@pytest.mark.once
+def test_the_command_pulls_into_the_store(hostile: Hostile, layout: Layout, state: Path, image: str) -> None:
+    """The image has the name that it was asked for by, and nothing else is left."""
+    done = command("pull", f"{image}:latest", "--state", str(state))
     assert done.exit_code == 0, done.output
-    (top,) = json.loads((tmp_path / "new" / "it" / "index.json").read_text())["manifests"]
-    assert f"{image}@{top['digest']}\n" in done.stdout
-    assert blobs_in(tmp_path / "new" / "it") == layout.blobs
-    assert "is not empty" in CliRunner().invoke(image_pull.pull, arguments).output
+    found = json.loads(command("inspect", f"{image}:latest", "--state", str(state)).output)
+    assert found["digest"] in layout.blobs and len(found["layers"]) == 3
+    assert f"{image}:latest" in command("list", "--state", str(state)).output
+    assert not list((state / "images" / "temporary").iterdir())
 
 
+@pytest.mark.kernel
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("UPPER", "not an image: 'UPPER'"), ("127.0.0.1:1/x", "127.0.0.1:1/x:latest: the connection failed")],
+    [("UPPER", "bad_name: 'UPPER'"), ("127.0.0.1:1/x", "127.0.0.1:1/x:latest: the connection failed")],
 )
 def test_the_command_says_what_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+    state: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
-    """In its last line, with status 1."""
+    """In its last line, with status 1, and leaves nothing."""
     monkeypatch.setattr(image_pull, "PATIENCE", HURRIED)
-    done = CliRunner().invoke(image_pull.pull, [name, "--layout", str(tmp_path / "it")])
+    done = command("pull", name, "--state", str(state))
     assert done.exit_code == 1 and done.output.splitlines()[-1].startswith(f"Error: {said}")
+    assert not list((state / "images" / "temporary").iterdir())
+
+
+@pytest.mark.kernel
+@pytest.mark.once
+def test_the_command_takes_the_operator_s_files(basic_registry: Running, state: Path, tmp_path: Path) -> None:
+    """Credentials from a file; one that others can read is refused."""
+    layout = Layout()
+    top = layout.image(random_layers(1, 1000))
+    name = basic_registry.push(
+        layout.write(tmp_path / "layout", top), "private/cli:1", "--dest-creds", f"{USERNAME}:{PASSWORD}"
+    )
+    auths = {basic_registry.host: {"username": USERNAME, "password": PASSWORD}}
+    path = tmp_path / "auth.json"
+    path.write_text(json.dumps({"auths": auths}))
+    path.chmod(0o644)
+    arguments = ("pull", name, "--credentials", str(path), "--state", str(state))
+    assert "others can read it" in command(*arguments).output
+    path.chmod(0o600)
+    done = command(*arguments)
+    assert done.exit_code == 0 and top["digest"] in done.output and PASSWORD not in done.output
 
 
 def test_progress_reads_as_people_say_it() -> None:
     """Bytes of bytes, and the rate."""
-    progress = Progress(bytes=45_200_000, bytes_total=120_000_000, blobs=1, blobs_total=3, rate=38.1e6)
-    assert image_pull.told(progress) == "45.2 of 120.0 MB, 38.1 MB/s"
+    progress = Progress(bytes=45 << 20, bytes_total=120 << 20, blobs=1, blobs_total=3, rate=38.1 * (1 << 20))
+    assert image_pull.told(progress) == "45.0 MiB of 120.0 MiB, 38.1 MiB/s"
 
 
 def test_importing_it_is_all_that_it_needs() -> None:
-    """The puller does not load Redis, Celery or the sandbox: what it does not have it cannot leak."""
+    """The puller does not load Redis, Celery or the API: what it does not have it cannot leak."""
     code = "import sys, worker.images.remote.puller; print(*sys.modules)"
     command = [sys.executable, "-P", "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.split()
-    assert not {"redis", "celery", "fastapi", "worker.sandbox", "jobs"} & set(loaded)
+    assert not {"redis", "celery", "fastapi", "jobs", "api"} & set(loaded)
 
 
 def pullers() -> list[str]:

@@ -1,9 +1,8 @@
 """Images in registries: everything between a name and an OCI layout on this machine.
 
 Nouns
-    reference      what an image is called: registry, repository, tag, digest
+    reference      what an image is called in a registry; the grammar is that of `worker.images.reference`
     registries     what the operator says of registries; from it, the endpoints to ask; `credentials` for them
-    manifest       what an image is made of
     transport      connections: where they may go, and for how long; `urls`, `faults`
     authorization  basic and bearer tokens
     registry       the distribution API at one endpoint: digest_of, manifest, blob

@@ -20,17 +20,11 @@ from typing import BinaryIO, Protocol, TypeVar
 from pydantic import ConfigDict, Field
 
 from policies.model import Frozen
+from worker.images import manifest as manifests
+from worker.images.errors import ImageError
+from worker.images.manifest import Descriptor, Index, Manifest
 from worker.images.remote.credentials import load_credentials
 from worker.images.remote.faults import Fault, RegistryError
-from worker.images.remote.manifest import (
-    Descriptor,
-    Index,
-    Manifest,
-    check_config,
-    choose,
-    parse_manifest,
-    this_platform,
-)
 from worker.images.remote.reference import Reference
 from worker.images.remote.registries import Endpoint, Registries
 from worker.images.remote.registry import CONNECTIONS, Document, Registry
@@ -131,7 +125,7 @@ def pull(
     Raises:
         RegistryError: it cannot be had, or is not what it should be.
     """
-    return _first(sources, lambda registry: _Pull(registry, reference, sources).run(into, progress))
+    return _first(sources, lambda registry: _Pull(registry, reference, sources).checked(into, progress))
 
 
 def _first(sources: Sources, ask: Callable[[Registry], _Result]) -> _Result:
@@ -151,12 +145,19 @@ class _Pull:
         self._registry, self._reference, self._sources = registry, reference, sources
         self._subject = str(reference)
 
-    def run(self, into: BlobSink, progress: Callable[[Progress], None]) -> Pulled:
+    def checked(self, into: BlobSink, progress: Callable[[Progress], None]) -> Pulled:
+        """The image; what is wrong with its manifest or config is told of the image."""
+        try:
+            return self._run(into, progress)
+        except ImageError as error:
+            raise self._refused(error.message) from None
+
+    def _run(self, into: BlobSink, progress: Callable[[Progress], None]) -> Pulled:
         top, document, manifest = self._manifest()
         layers = tuple({layer.digest: layer for layer in manifest.layers}.values())
         self._bound(manifest)
         config = self._config(manifest)
-        check_config(config, manifest, this_platform(), self._subject)
+        manifests.check_counts(len(manifest.layers), len(manifests.read_config(config).rootfs.diff_ids))
         self._fetch([layer for layer in layers if not into.has(layer)], into, progress)
         return Pulled(
             reference=self._reference.at(top.digest),
@@ -172,13 +173,13 @@ class _Pull:
     def _manifest(self) -> tuple[Document, Document, Manifest]:
         """What the reference names, this machine's manifest, and that manifest read."""
         top = document = self._registry.manifest(self._reference.wanted)
-        found = parse_manifest(top.body, top.media_type, self._subject)
+        found = _read(top)
         if isinstance(found, Index):
-            chosen = choose(found, this_platform(), self._subject)
+            chosen = manifests.for_this_machine(found.manifests)
             document = self._registry.manifest(chosen.digest)
             if (len(document.body), document.media_type) != (chosen.size, chosen.media_type):
                 raise self._refused("its manifest has another size or type than its index says")
-            found = parse_manifest(document.body, document.media_type, self._subject)
+            found = _read(document)
         if isinstance(found, Index):
             raise self._refused("its index leads to an index")
         return top, document, found
@@ -218,6 +219,24 @@ class _Pull:
 
     def _refused(self, reason: str) -> RegistryError:
         return RegistryError(Fault.REFUSED, self._subject, reason)
+
+
+def _read(document: Document) -> Manifest | Index:
+    """What came, if it is what it was said to be: nothing is guessed from its content (CVE-2021-41190).
+
+    Raises:
+        ImageError: it is not.
+    """
+    kind = document.media_type
+    if kind not in manifests.MANIFESTS + manifests.INDEXES:
+        raise ImageError(
+            "manifest_invalid", f"its type is {kind[:80]!r}, and OCI or Docker's schema 2 is needed"
+        )
+    read = manifests.read_index if kind in manifests.INDEXES else manifests.read_manifest
+    found: Manifest | Index = read(document.body)
+    if found.media_type != kind:
+        raise ImageError("manifest_invalid", f"it was sent as {kind} and says that it is {found.media_type}")
+    return found
 
 
 class _Tally:

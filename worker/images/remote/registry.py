@@ -19,13 +19,13 @@ from typing import BinaryIO, Self, TypeVar
 
 import httpcore
 
+from worker.images.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, Descriptor
 from worker.images.remote.authorization import TOKEN_MAX, Authorization
 from worker.images.remote.faults import Fault, RegistryError
-from worker.images.remote.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, Descriptor
-from worker.images.remote.reference import is_digest
 from worker.images.remote.registries import Endpoint
 from worker.images.remote.transport import BrokenError, Patience, Wire
 from worker.images.remote.urls import Url
+from worker.sandbox.images import DIGEST
 
 REDIRECTS_MAX = 5
 """Redirects that one request follows."""
@@ -103,7 +103,7 @@ class Registry:
         digest = self._patiently(self._subject(tag), self._deadline(), ask)
         if digest is None:
             return self.manifest(tag).digest
-        if not is_digest(digest):
+        if not DIGEST.fullmatch(digest):
             raise self._refused(self._subject(tag), f"it says that its digest is {digest[:80]!r}")
         return digest
 
@@ -155,13 +155,13 @@ class Registry:
 
     def _digest(self, wanted: str, body: bytes, response: httpcore.Response) -> str:
         """The digest of a manifest that came, which must be the one that was wanted or said."""
-        said = wanted if is_digest(wanted) else _header(response, "docker-content-digest")
+        said = wanted if DIGEST.fullmatch(wanted) else _header(response, "docker-content-digest")
+        found = f"sha256:{hashlib.sha256(body).hexdigest()}"
         if said is None:
-            return f"sha256:{hashlib.sha256(body).hexdigest()}"
-        if not is_digest(said):
+            return found
+        if not DIGEST.fullmatch(said):
             raise self._refused(self._subject(wanted), f"it says that its digest is {said[:80]!r}")
-        kind = said.partition(":")[0]
-        if (found := f"{kind}:{hashlib.new(kind, body).hexdigest()}") != said:
+        if said != found:
             raise self._refused(self._subject(wanted), f"its manifest has the digest {found}, not {said}")
         return said
 
@@ -261,7 +261,7 @@ class Registry:
         return time.monotonic() + self._patience.total + size / self._patience.slowest
 
     def _subject(self, wanted: str) -> str:
-        return f"{self.name}{'@' if is_digest(wanted) else ':'}{wanted}"
+        return f"{self.name}{'@' if DIGEST.fullmatch(wanted) else ':'}{wanted}"
 
     def _denied(self, subject: str) -> RegistryError:
         given = self._endpoint.credential.given
@@ -282,7 +282,7 @@ class _Fetch:
     def __init__(self, blob: Descriptor, file: BinaryIO, moved: Moved, stop: threading.Event) -> None:
         self._blob, self._file, self._moved, self._stop = blob, file, moved, stop
         self.offset = 0
-        self._hash = hashlib.new(blob.digest.partition(":")[0])
+        self._hash = hashlib.sha256()
 
     def take(self, response: httpcore.Response, subject: str) -> None:
         """Take what an answer holds: the rest, or all of it again from a server that knows no ranges."""
@@ -309,7 +309,7 @@ class _Fetch:
 
     def check(self, subject: str) -> None:
         """Refuse it when it has another digest."""
-        found = f"{self._hash.name}:{self._hash.hexdigest()}"
+        found = f"sha256:{self._hash.hexdigest()}"
         if found != self._blob.digest:
             raise RegistryError(Fault.REFUSED, subject, f"what came has the digest {found}")
 
@@ -328,7 +328,7 @@ class _Fetch:
         self._file.truncate()
         self._moved(-self.offset)
         self.offset = 0
-        self._hash = hashlib.new(self._hash.name)
+        self._hash = hashlib.sha256()
 
 
 def _chunks(response: httpcore.Response) -> Iterator[bytes]:

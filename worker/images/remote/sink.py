@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.images.remote.manifest import Descriptor
+from worker.images.manifest import Descriptor
 from worker.images.remote.pull import Pulled
-from worker.images.remote.reference import is_digest
+from worker.sandbox.images import hexadecimal
 
 REFERENCE_ANNOTATION = "org.opencontainers.image.ref.name"
 
@@ -63,8 +63,6 @@ class LayoutSink:
         self._path(digest).write_bytes(content)
 
     def _path(self, digest: str) -> Path:
-        assert is_digest(digest)  # it becomes a path
-        kind, _, name = digest.partition(":")
-        folder = self._directory / "blobs" / kind
+        folder = self._directory / "blobs" / "sha256"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / name
+        return folder / hexadecimal(digest)
