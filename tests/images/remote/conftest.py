@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.images.remote.hostile import Hostile
+from tests.images.remote.oci import Layout, random_layers
 from tests.images.remote.registries import PROGRAMS, Running, TokenService, htpasswd
 from tests.packages import need
 from worker.images.remote.credentials import Credential
@@ -92,3 +93,10 @@ def other() -> Iterator[Hostile]:
     server = Hostile()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def image(hostile: Hostile) -> str:
+    """An image of one layer of 300 kB, served as a good registry does until a test changes an answer."""
+    layout = Layout()
+    return hostile.serve(layout, layout.image(random_layers(1, 300_000), "none"))

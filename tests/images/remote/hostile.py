@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,3 +128,8 @@ def body_of(answer: Answer) -> bytes:
 
     answer(Taker(), Asked("GET", "", {}))  # type: ignore[arg-type]
     return sent[0]
+
+
+def silent(handler: Handler, asked: Asked) -> None:
+    """Nothing at all."""
+    time.sleep(3)

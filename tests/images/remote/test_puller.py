@@ -45,7 +45,7 @@ def image(hostile: Hostile, layout: Layout) -> str:
 
 
 @pytest.fixture
-def owned(landing: Path) -> Iterator[Path]:
+def owned(landing: Path) -> Path:
     """A directory of the puller's user, in one that this user cannot enter."""
     if USER is not None:
         os.chown(landing, pwd.getpwnam(USER).pw_uid, -1)

@@ -1,12 +1,15 @@
 """Where connections may go: zones of addresses, URLs, challenges."""
 
 import ipaddress
+import socket
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.images.remote.authorization import Challenge, parse_challenges
+from worker.images.remote.faults import RegistryError
 from worker.images.remote.registries import Endpoint
 from worker.images.remote.transport import BrokenError, Patience, Wire, Zone, zone_of
 from worker.images.remote.urls import Url
@@ -63,37 +66,32 @@ def test_what_is_not_global_is_not_public(address: ipaddress.IPv4Address | ipadd
 
 def test_a_name_that_resolves_to_loopback_is_not_a_registry_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who owns a name decides where it points; to reach loopback it has to be written as loopback."""
-    from worker.images.remote import transport
-
     monkeypatch.setattr(
-        transport.socket,
+        socket,
         "getaddrinfo",
         lambda *_, **__: [(2, 1, 6, "", ("127.0.0.1", 443)), (2, 1, 6, "", ("::1", 443))],
     )
     url = Url.parse("https://registry.example/")
     wire = Wire(Endpoint(host="registry.example", url=url, repository="x"), Patience(), 1)
     with (
-        pytest.raises(
-            transport.RegistryError, match=r"its address 127.0.0.1 is loopback, where nothing may lead"
-        ),
-        wire.exchange("GET", url, {}, transport.time.monotonic() + 5),
+        pytest.raises(RegistryError, match=r"its address 127.0.0.1 is loopback, where nothing may lead"),
+        wire.exchange("GET", url, {}, time.monotonic() + 5),
     ):
         pass
 
 
 def test_a_name_that_nobody_knows_is_a_broken_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resolver may be back in a moment."""
-    from worker.images.remote import transport
 
     def unknown(*_: object, **__: object) -> None:
-        raise transport.socket.gaierror(-2, "Name or service not known")
+        raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(transport.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     url = Url.parse("https://registry.example/")
     wire = Wire(Endpoint(host="registry.example", url=url, repository="x"), Patience(), 1)
     with (
         pytest.raises(BrokenError, match=r"registry.example is no known host"),
-        wire.exchange("GET", url, {}, transport.time.monotonic() + 5),
+        wire.exchange("GET", url, {}, time.monotonic() + 5),
     ):
         pass
 
