@@ -220,6 +220,10 @@ def directory_of(defaults: Defaults) -> str:
 
 def check_content(descriptor: Descriptor, content: bytes) -> None:
     """Hold content against what was said of it."""
+    if descriptor.size > MANIFEST_MAX:
+        raise ImageError(
+            "image_too_large", f"{descriptor.digest} has {descriptor.size} bytes, {MANIFEST_MAX} are read"
+        )
     if len(content) != descriptor.size:
         raise ImageError(
             "digest_mismatch", f"{descriptor.digest} has not the {descriptor.size} bytes that were announced"

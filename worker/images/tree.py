@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections import Counter
 from typing import NamedTuple
@@ -25,8 +26,9 @@ from worker.sandbox import syscalls as sc
 
 IDS = 65536
 """User and group ids that a sandbox maps; an image may use no others."""
-XATTR_MAX = 2048
-"""Bytes of one extended attribute; ext4 has room for about 4 KiB of all."""
+XATTRS_MAX = 2048
+"""Bytes of all extended attributes of one file; ext4 has room for about 4 KiB."""
+_XATTR = re.compile(rb"user\.(?!overlay\.)[!-~]{1,200}")
 _OPEN_DIRECTORIES = 64
 _WHITEOUT, _OPAQUE, _AUFS = b".wh.", b".wh..wh..opq", b".wh..wh."
 _WHITEOUT_MODE = stat.S_IFCHR
@@ -195,13 +197,10 @@ class Tree:
 
     def _set_xattrs(self, fd: int, entry: tar.Entry) -> dict[bytes, bytes]:
         """Only ``user.*`` is kept: what overlayfs or the kernel would act upon comes from us or not at all."""
-        kept = {}
+        kept, left = {}, XATTRS_MAX
         for name, value in entry.xattrs.items():
-            if (
-                name.startswith(b"user.")
-                and not name.startswith(b"user.overlay.")
-                and len(value) <= XATTR_MAX
-            ):
+            if _XATTR.fullmatch(name) and len(name) + len(value) <= left:
+                left -= len(name) + len(value)
                 os.setxattr(fd, name, value)
                 kept[name] = value
             else:
