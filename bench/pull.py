@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.figures import Samples, number, percentile, table
-from tests.images.remote.oci import Layout, random_layers
-from tests.images.remote.registries import PROGRAMS, Running
+from tests.registries.oci import Layout, random_layers
+from tests.registries.running import PROGRAMS, Running
 from worker.images.remote.pull import sources_of
 from worker.images.remote.puller import Puller
 from worker.images.remote.reference import parse_reference

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.images.remote.oci import OCI_MANIFEST, Layout
+from tests.registries.oci import OCI_MANIFEST, Layout
 
 
 @dataclass(frozen=True)

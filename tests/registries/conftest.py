@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.remote.hostile import Hostile
-from tests.images.remote.oci import Layout, random_layers
-from tests.images.remote.registries import PROGRAMS, Running, TokenService, htpasswd
 from tests.packages import need
+from tests.registries.hostile import Hostile
+from tests.registries.oci import Layout, random_layers
+from tests.registries.running import PROGRAMS, Running, TokenService, htpasswd
 from worker.images.remote.credentials import Credential
 from worker.images.remote.pull import Sources
 from worker.images.remote.reference import parse_reference

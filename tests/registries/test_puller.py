@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
 from stockade import image_command, image_pull
-from tests.images.remote.conftest import HURRIED, Ask
-from tests.images.remote.hostile import Asked, Handler, Hostile, body_of
-from tests.images.remote.oci import Layout, blobs_in, random_layers
-from tests.images.remote.registries import PASSWORD, Running
-from tests.images.remote.registries import USER as USERNAME
+from tests.registries.conftest import HURRIED, Ask
+from tests.registries.hostile import Asked, Handler, Hostile, body_of
+from tests.registries.oci import Layout, blobs_in, random_layers
+from tests.registries.running import PASSWORD, Running
+from tests.registries.running import USER as USERNAME
 from worker.images.remote.credentials import Credential
 from worker.images.remote.faults import Fault, RegistryError
 from worker.images.remote.pull import Progress

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.images.remote.attempts import MANIFEST, Change, attempt, changed, layer_of, refusal
-from tests.images.remote.conftest import HURRIED, Ask
-from tests.images.remote.hostile import Answer, Asked, Handler, Hostile, body_of, silent
-from tests.images.remote.oci import (
+from tests.registries.attempts import MANIFEST, Change, attempt, changed, layer_of, refusal
+from tests.registries.conftest import HURRIED, Ask
+from tests.registries.hostile import Answer, Asked, Handler, Hostile, body_of, silent
+from tests.registries.oci import (
     ARCHITECTURE,
     OCI_INDEX,
     OCI_MANIFEST,

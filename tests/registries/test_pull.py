@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.images.remote.conftest import Ask
-from tests.images.remote.hostile import Hostile
-from tests.images.remote.oci import ARCHITECTURE, Layout, blobs_in, compressed, random_layers, tar_of
-from tests.images.remote.registries import PASSWORD, USER, Running, TokenService, make_certificate
 from tests.packages import need
+from tests.registries.conftest import Ask
+from tests.registries.hostile import Hostile
+from tests.registries.oci import ARCHITECTURE, Layout, blobs_in, compressed, random_layers, tar_of
+from tests.registries.running import PASSWORD, USER, Running, TokenService, make_certificate
 from worker.images.manifest import Descriptor
 from worker.images.remote.credentials import Credential
 from worker.images.remote.faults import Fault, RegistryError

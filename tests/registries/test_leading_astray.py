@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.images.remote.attempts import MANIFEST, attempt, challenge, layer_of, redirect, refusal
-from tests.images.remote.conftest import HURRIED, Ask
-from tests.images.remote.hostile import Answer, Hostile, silent
+from tests.registries.attempts import MANIFEST, attempt, challenge, layer_of, redirect, refusal
+from tests.registries.conftest import HURRIED, Ask
+from tests.registries.hostile import Answer, Hostile, silent
 from worker.images.remote.credentials import Credential
 from worker.images.remote.faults import Fault, RegistryError
 from worker.images.remote.registry import REDIRECTS_MAX

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.remote.hostile import Answer, Asked, Handler, Hostile, body_of
+from tests.registries.hostile import Answer, Asked, Handler, Hostile, body_of
 from worker.images.remote.faults import RegistryError
 from worker.images.remote.pull import Pulled, Sources, pull
 from worker.images.remote.reference import parse_reference
