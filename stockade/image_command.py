@@ -14,6 +14,7 @@ import click
 
 from policies.units import format_size, parse_size
 from stockade import host
+from stockade.image_pull import about_registries, fetched
 from stockade.progress import Progress, short
 from worker.images import archives, collect, hostroot, reference
 from worker.images.errors import ImageError
@@ -90,6 +91,21 @@ def _import(store: Store, path: Path, name: Reference | None, max_size: str) -> 
     click.echo(f"{name or 'no name'}  {record.digest}  {short(record.size)}")
     for kind, count in sorted(store.left_out(record).items()):
         click.echo(f"left out: {count} x {kind}", err=True)
+
+
+@image.command()
+@click.argument("name")
+@click.option("--max-size", default=_MOST, show_default=True, help="The most that its files may take.")
+@about_registries
+@_state
+def pull(name: str, max_size: str, registries: Path | None, credentials: Path | None, state: Path) -> None:
+    """Pull NAME, [REGISTRY/]NAME[:TAG][@sha256:DIGEST], from its registry.
+
+    A process without privileges fetches it; nothing of it is used before it is checked.
+    """
+    with _store(state) as store, fetched(store, name, registries, credentials) as (layout, pulled):
+        click.echo(f"{pulled.reference}", err=True)
+        _import(store, layout, reference.parse(name), max_size)
 
 
 @image.command("build-host")

@@ -7,6 +7,7 @@ Processes
     unpacker         root of a user namespace whose ids are nobody's, pivoted into the one directory that it fills:
                      reads the archive (`tar`) and makes the tree (`tree`).
     launcher         takes a digest and finds the layers of it (`worker.sandbox.images`), read-only and idmapped.
+    puller           user stockade, one image's credentials, one directory: talks to registries (`remote`).
 
 Life of a layer
     1  its digest's lock is taken, so that it is unpacked once however many want it
