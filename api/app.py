@@ -114,6 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # it would redirect to whatever host the request names
         default_response_class=Response,  # routes describe their answers; FastAPI is not to add JSON
         lifespan=lifespan,
     )

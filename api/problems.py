@@ -5,6 +5,7 @@ framework and Redis raise by themselves, into `application/problem+json`. Nothin
 a status of 400 or above.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import JsonValue
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Route
 
 from jobs.problem import MAX_ERRORS, URN, Problem
 from policies.violation import Violation, field_path, shown
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "1"  # seconds, sent with every 503
+
+_PARAMETER = re.compile(r"\{[^}]*\}")
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +38,7 @@ class Kind:
     title: str
 
 
+MALFORMED = Kind("malformed", 400, "The request is not HTTP")
 UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid API key is required")
 FORBIDDEN = Kind("forbidden", 403, "This API key is not good for that")
 NOT_FOUND = Kind("not-found", 404, "Not found")
@@ -55,6 +59,7 @@ INTERNAL = Kind("internal", 500, "Stockade failed")
 UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
 
 KINDS = (
+    MALFORMED,
     UNAUTHENTICATED,
     FORBIDDEN,
     NOT_FOUND,
@@ -170,7 +175,7 @@ def _parameter(detail: Any) -> Violation:
 
 def _from_framework(request: Request, error: HTTPException, routes: Sequence[BaseRoute]) -> ProblemError:
     if error.status_code == METHOD_NOT_ALLOWED.status:
-        allowed = ", ".join(_methods(request, routes))
+        allowed = ", ".join(_methods(request, routes)) or (error.headers or {}).get("Allow", "")
         detail = f"{request.method} is not one of the methods of this address: {allowed}."
         return ProblemError(METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
     if error.status_code == NOT_FOUND.status:
@@ -179,9 +184,25 @@ def _from_framework(request: Request, error: HTTPException, routes: Sequence[Bas
 
 
 def _methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
-    """The methods that this address takes. The framework by itself names those of one route alone."""
-    here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in here for method in getattr(route, "methods", None) or ()})
+    """The methods that this address takes: those of all routes whose pattern fits it best.
+
+    The framework by itself names those of one route alone; and the address of `/v1/jobs/x:cancel` also fits the
+    pattern `/v1/jobs/{job_id}`.
+    """
+    fitting = [
+        route
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    best = max(map(_exactness, fitting), default=0)
+    return sorted(
+        {method for route in fitting if _exactness(route) == best for method in route.methods or ()}
+    )
+
+
+def _exactness(route: Route) -> int:
+    """How many characters of its pattern stand for themselves."""
+    return len(_PARAMETER.sub("", route.path_format))
 
 
 def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:

@@ -10,6 +10,7 @@ _COMMANDS = {
     "run": "stockade.run",
     "job": "stockade.job_command",
     "doctor": "stockade.doctor",
+    "image": "stockade.image_command",
     "tenant": "stockade.tenants",
     "key": "stockade.keys",
     "policy": "stockade.policy_command",

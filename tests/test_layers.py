@@ -57,3 +57,17 @@ def test_the_client_needs_nothing_of_the_service() -> None:
     assert "stockade.client.plan" in loaded
     assert {name for name in loaded if name.startswith("stockade.") and ".client" not in name} == set()
     assert loaded & {"api", "worker", "fastapi", "starlette", "celery", "kombu", "redis"} == set()
+
+
+def test_what_handles_an_images_bytes_starts_without_any_installed_package() -> None:
+    """The confined children hold themselves, a little of the sandbox, and the standard library."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import worker.images.unpacker, worker.images.decompressor\n"
+        "print(*[m for m in sys.modules if m.partition('.')[0] not in sys.stdlib_module_names])"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "worker.images.unpacker" in loaded
+    roots = {".".join(name.split(".")[:2]) for name in loaded if name != "__main__"}
+    assert roots == {"worker", "worker.images", "worker.sandbox"}
