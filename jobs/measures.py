@@ -125,8 +125,8 @@ COUNTED = (
     ),
     _counter(
         "webhook_deliveries_total",
-        "Attempts to deliver a webhook's message, by result: delivered, refused (not 2xx), failed (no answer),"
-        " blocked (an address that is not allowed), dead (given up).",
+        "Tries to deliver a webhook's message, by result: delivered, refused (not 2xx), failed (no answer, or no"
+        " address that is allowed).",
         "result",
     ),
     _counter("live_streams_opened_total", "Streams of live output that began."),

@@ -11,9 +11,9 @@ _COMMANDS = {
     "doctor": "stockade.doctor",
     "tenant": "stockade.tenants",
     "key": "stockade.keys",
+    "policy": "stockade.policy_command",
     "usage": "stockade.usage_command",
     "audit": "stockade.audit_command",
-    "policy": "stockade.policy_command",
 }
 
 

@@ -85,6 +85,7 @@ class UpOptions:
     state: Path
     listen: str = "127.0.0.1:8000"
     slots: int | None = None
+    pools: tuple[str, ...] = ("default",)
     image_host: bool = True
     policies: Path | None = None
     metrics: str = "127.0.0.1:9464"
@@ -121,6 +122,7 @@ class Stack:
             listen=self.options.listen,
             policies=self.options.policies,
             metrics=self.options.metrics,
+            pools=self.options.pools,
             image_host=self.options.image_host,
             drain=max(0.0, self.options.grace - 2),
             **({"slots": self.options.slots} if self.options.slots else {}),

@@ -101,8 +101,8 @@ ADDRESSES = [
     ("GET", "/v1/jobs/job_1"),
     ("DELETE", "/v1/jobs/job_1"),
     ("POST", "/v1/jobs/job_1:cancel"),
-    ("GET", "/v1/jobs/job_1/events"),
     ("POST", "/v1/jobs:explain"),
+    ("GET", "/v1/jobs/job_1/events"),
     ("GET", "/v1/jobs/job_1/steps/0/stdout"),
     ("GET", "/v1/jobs/job_1/steps/0/stderr"),
     ("GET", "/v1/jobs/job_1/artifacts"),
@@ -167,12 +167,12 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get("/readyz")
     client.get("/v1/policies")
     client.get("/v1/policies/default")
+    client.post("/v1/jobs:explain", json=TRUE)
+    client.post("/v1/jobs:explain", json={"command": ["a"], "policy": "nothing"})
     client.get("/v1/quota")
     client.get("/v1/usage")
     client.get("/v1/usage?format=csv")
     client.get("/v1/audit")
-    client.post("/v1/jobs:explain", json=TRUE)
-    client.post("/v1/jobs:explain", json={"command": ["a"], "policy": "nothing"})
     job_id = client.post("/v1/jobs", json=TRUE).json()["id"]
     client.get(f"/v1/jobs/{job_id}")
     client.get(f"/v1/jobs/{job_id}/artifacts")
