@@ -27,8 +27,8 @@ test-v2: setup ## the kernel tests again, in a VM with pure cgroup v2
 	tests/vm/run
 
 FUZZ_SECONDS ?= 600
-fuzz: setup ## requests at random against the API for FUZZ_SECONDS (600)
-	STOCKADE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s tests/api/test_schemathesis.py
+fuzz: setup ## parsers of images and the API with random input, FUZZ_SECONDS (600) each
+	STOCKADE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s tests/worker/test_images_tar.py tests/api/test_schemathesis.py
 
 bench: setup ## one table of figures, side by side with others
 	$(BIN)/python -m bench

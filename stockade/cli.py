@@ -9,6 +9,7 @@ _COMMANDS = {
     "up": "stockade.up_command",
     "run": "stockade.run",
     "doctor": "stockade.doctor",
+    "image": "stockade.image_command",
     "tenant": "stockade.tenants",
     "key": "stockade.keys",
     "policy": "stockade.policy_command",

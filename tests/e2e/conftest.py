@@ -19,6 +19,8 @@ description: Runs in two pools that there are, and in one that there is not.
 pools: [default, bigmem, nobody]
 defaults: {wall_time: 60s}
 """
+IMAGES = 'name: images\nextends: default\nversion: "1"\nimages: ["tools:*"]\n'
+"""Beside the built-in ones: a policy whose jobs run in imported images."""
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,7 @@ def _running() -> Iterator[Service]:
     up = Up(home / "state")
     try:
         (policies := home / "policies").mkdir(mode=0o755)
+        (policies / "images.yaml").write_text(IMAGES)
         (policies / "pooled.yaml").write_text(POOLED)
         places = ("--policies", str(policies), "--pools", "default,bigmem")
         up.start("--slots", str(SLOTS), "--grace", "2", *places)
