@@ -11,7 +11,7 @@ A job is one hash, `stockade:job:ID`:
     retention   ms that it is kept after its end; expires: when that is
     created, started, finished, starts_by, ends_by      ms since the epoch, by the server's clock
     worker, token               who runs it, and the fencing token of that attempt
-    charged     slot-seconds that its project has been charged in advance
+    charged     slot-seconds that its project has been charged ahead, until it ends
     idempotency key of the record of the caller's `Idempotency-Key`
     artifact_bytes              bytes of its artifacts (`stockade:artifacts:ID:TOKEN`, hash: path -> content)
 
@@ -107,12 +107,13 @@ class Accepted(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """One thing that a sweep did: `expired`, `published`, `late`, `deleted` (of a job), `released` (of a pool)."""
+    """One thing that a sweep did: `expired`, `published`, `late`, `deleted` (of a job), `released` (of a pool),
+    `reviewed` (of POOL|TENANT, one that may have no more for now)."""
 
     what: str
     name: str
     number: int
-    """Next attempt, 0 for none; or how many jobs were released."""
+    """Next attempt, 0 for none; how many jobs were released; whether a tenant takes its turns again."""
 
 
 class BudgetExceededError(Exception):
@@ -200,8 +201,8 @@ class Store:
                 job = _new_job(job_id, spec, admission, project, created)
                 return Accepted(job, False, _submits(submits))
             case [b"again", known]:
-                earlier = self.get(known.decode(), project)
-                if earlier is None:  # its retention has just ended
+                earlier = self._read(known.decode(), project, by_our_clock=False)
+                if earlier is None:  # it has just been deleted
                     return self.create(spec, admission, project, actor=actor, idempotency=idempotency)
                 return Accepted(earlier, True, None)
             case [b"over", budget, level, limit, used, wait]:
@@ -212,11 +213,15 @@ class Store:
 
     def get(self, job_id: str, project: str | None = None) -> Job | None:
         """The job; None when there is none, it is not that project's, or its retention is over."""
+        return self._read(job_id, project)
+
+    def _read(self, job_id: str, project: str | None, *, by_our_clock: bool = True) -> Job | None:
         values = self.redis.hmget(_JOB + job_id, _FIELDS)
         found = dict(zip(_FIELDS, values, strict=True))
         if found["tenant"] is None or (project is not None and found["tenant"] != project.encode()):
             return None
-        if found["expires"] is not None and int(found["expires"]) <= time.time() * 1000:
+        expires = found["expires"]
+        if by_our_clock and expires is not None and int(expires) <= time.time() * 1000:
             return None  # only waiting to be swept
         return _job(job_id, found)
 

@@ -16,7 +16,10 @@ local created = redis.call('HGET', KEYS[1], 'created')
 if created then return {'created', tonumber(created)} end
 if KEYS[2] then
   local used = redis.call('HMGET', KEYS[2], 'job', 'body')
-  if used[1] then return {used[2] == ARGV[12] and 'again' or 'mismatch', used[1]} end
+  local expires = used[1] and redis.call('HGET', 'stockade:job:' .. used[1], 'expires')
+  if used[1] and not (expires and tonumber(expires) <= now) then
+    return {used[2] == ARGV[12] and 'again' or 'mismatch', used[1]}
+  end
 end
 local budget, level, limit, used, wait = refused(project, now)
 if budget then return {'over', budget, level, exact(limit), exact(used), wait} end
@@ -30,6 +33,7 @@ if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'ends_by', ARGV[9]) end
 if KEYS[2] then
   redis.call('HSET', KEYS[1], 'idempotency', KEYS[2])
   redis.call('HSET', KEYS[2], 'job', id, 'body', ARGV[12])
+  redis.call('PERSIST', KEYS[2])
 end
 redis.call('ZADD', 'stockade:jobs:' .. project, whole(now), id)
 redis.call('ZADD', 'stockade:due', whole(due), id)
@@ -41,6 +45,7 @@ redis.call('SADD', 'stockade:pools', pool)
 redis.call('ZADD', 'stockade:backlog:' .. pool .. ':' .. project,
   whole(ARGV[7] * 2 ^ 48 + redis.call('INCR', 'stockade:arrivals')), id)
 count(project, 'queued', 1)
+for _, level in ipairs(chain(project)) do review(pool, level, now) end
 activate(pool, project)
 local most, left, full = take_token(project, now)
 release(pool, now, 16)

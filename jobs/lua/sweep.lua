@@ -6,7 +6,8 @@
 --      5..7 kind, outcome JSON, result JSON for workers lost  8..10 the same for cancelled
 --      11..13 for queue_time_exceeded  14..16 for deadline_exceeded
 -- Returns {what, id, number, what, id, number, ...}: 'expired' and the next attempt or 0; 'published' and the attempt;
--- 'late' and 0; 'deleted' and 0; 'released', a pool, and how many.
+-- 'late' and 0; 'deleted' and 0; 'reviewed', POOL|TENANT, and 1 when it is parked no more; 'released', a pool, and how
+-- many.
 local now, most, told = clock(), ARGV[1], {}
 local function tell(what, id, number)
   for _, each in ipairs({what, id, number}) do told[#told + 1] = each end
@@ -68,7 +69,7 @@ for _, id in ipairs(up_to('stockade:expiry', now)) do
 end
 for _, each in ipairs(up_to('stockade:parked', now)) do
   local pool, id = string.match(each, '^([^|]*)|(.*)$')
-  unpark(pool, id)
+  tell('reviewed', each, review(pool, id, now) and 1 or 0)
 end
 for _, pool in ipairs(redis.call('SMEMBERS', 'stockade:pools')) do
   expire_leases(pool)
