@@ -183,18 +183,7 @@ class Store:
             IdempotencyError: the key came before with another body.
         """
         job_id = "job_" + secrets.token_hex(12)
-        keys = [_JOB + job_id]
-        if idempotency:
-            keys.append(_idempotency_key(project, idempotency.key))
-        args = [
-            *(job_id, project, spec.model_dump_json(exclude_unset=True), admission.model_dump_json()),
-            *(int(admission.retention * 1000), admission.pool, admission.priority.rank),
-            int(admission.max_queue_time * 1000),
-            _milliseconds(spec.deadline) if spec.deadline else "",
-            *(_labels(spec), admission.policy),
-            hashlib.sha256(idempotency.body).hexdigest() if idempotency else "",
-            actor,
-        ]
+        keys, args = create_call(job_id, spec, admission, project, actor, idempotency)
         answer = self._run["create"](keys, args)
         match answer:
             case [b"created", created, *submits]:
@@ -345,6 +334,29 @@ class Store:
         endings = [*_ended(kind, message), *_ended(OutcomeKind.CANCELLED, cancelled)]
         answer = self._run["fail"]([], [attempt.job.id, attempt.token, attempts, *endings])
         return Failure(accepted=answer >= 0, next_attempt=answer if answer > 0 else None)
+
+
+def create_call(
+    job_id: str,
+    spec: JobSpec,
+    admission: Admission,
+    project: str,
+    actor: str = "service",
+    idempotency: Idempotency | None = None,
+) -> tuple[list[str], list[str | int]]:
+    """The keys and arguments of create.lua for a job."""
+    keys = [_JOB + job_id]
+    if idempotency:
+        keys.append(_idempotency_key(project, idempotency.key))
+    return keys, [
+        *(job_id, project, spec.model_dump_json(exclude_unset=True), admission.model_dump_json()),
+        *(int(admission.retention * 1000), admission.pool, admission.priority.rank),
+        int(admission.max_queue_time * 1000),
+        _milliseconds(spec.deadline) if spec.deadline else "",
+        *(_labels(spec), admission.policy),
+        hashlib.sha256(idempotency.body).hexdigest() if idempotency else "",
+        actor,
+    ]
 
 
 def job_key(job_id: str) -> str:
