@@ -48,6 +48,16 @@ local function publish_lost(pool)
   end
 end
 
+-- First, because this gives memory back: see `purge`.
+for _, id in ipairs(up_to('stockade:expiry', now)) do
+  local job = job_of(id)
+  if job then
+    purge(id, job, now)
+    tell('deleted', id, 0)
+  else
+    redis.call('ZREM', 'stockade:expiry', id)
+  end
+end
 for _, id in ipairs(up_to('stockade:due', now)) do
   local job = job_of(id)
   local why = job and job.state == 'queued' and late(job, now)
@@ -56,15 +66,6 @@ for _, id in ipairs(up_to('stockade:due', now)) do
     tell('late', id, 0)
   else
     redis.call('ZREM', 'stockade:due', id)
-  end
-end
-for _, id in ipairs(up_to('stockade:expiry', now)) do
-  local job = job_of(id)
-  if job then
-    purge(id, job, now)
-    tell('deleted', id, 0)
-  else
-    redis.call('ZREM', 'stockade:expiry', id)
   end
 end
 for _, each in ipairs(up_to('stockade:parked', now)) do

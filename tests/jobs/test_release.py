@@ -101,7 +101,9 @@ def test_small_tenants_hardly_notice_a_flood(store: Store, redis: Redis) -> None
     flood = project(redis, "flood").id
     redis.delete("stockade:slots")
     fill(redis, flood, 100_000)
+    assert len(published(redis)) == 0
     busy = waits(store, arrivals, {flood: 10.0})
+    assert redis.llen("stockade:celery:default") <= 2
     assert redis.zcard(f"stockade:backlog:default:{flood}") > 99_000
     longer = [there - here for here, there in zip(idle, busy, strict=True)]
     assert len(longer) == 90

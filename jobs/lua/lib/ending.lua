@@ -102,13 +102,14 @@ local function fail(id, job, attempts, ending, cancelled, now)
   return 0
 end
 
--- Delete all that is kept of a finished job.
+-- Delete all that is kept of a finished job. DEL comes first: where the memory is full, Redis refuses whatever could need
+-- more to a script that has not written yet.
 local function purge(id, job, now)
   local bytes = tonumber(redis.call('HGET', 'stockade:job:' .. id, 'artifact_bytes') or 0)
+  redis.call('DEL', 'stockade:job:' .. id, 'stockade:live:' .. id)
   if bytes > 0 and redis.call('EXISTS', 'stockade:load:' .. job.tenant) == 1 then  -- it may have been removed
     count(job.tenant, 'artifact_bytes', -bytes)
   end
-  redis.call('DEL', 'stockade:job:' .. id, 'stockade:live:' .. id)
   if job.token then redis.call('UNLINK', 'stockade:artifacts:' .. id .. ':' .. job.token) end
   if job.idempotency and redis.call('HGET', job.idempotency, 'job') == id then redis.call('DEL', job.idempotency) end
   redis.call('ZREM', 'stockade:jobs:' .. job.tenant, id)
