@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cgroups, ours, rivals, service
+from bench import cgroups, ours, release, rivals, service
 from bench.figures import Samples, Summary
 from bench.report import OURS, as_json, show
 
-PARTS = ("sandbox", "jobs", "memory")
+PARTS = ("sandbox", "jobs", "memory", "release")
 Round = Callable[[int, int], tuple[list[float], float, float]]
 
 
@@ -32,10 +32,11 @@ class Effort:
     sandboxes: int
     jobs: int
     idle: int
+    pairs: int
 
 
-THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16)
-QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8)
+THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pairs=600)
+QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pairs=200)
 
 
 def say(text: str) -> None:
@@ -138,6 +139,7 @@ def main() -> int:
         subprocess.run(command, check=True, stdout=sys.stderr)
     effort = QUICK if asked.quick else THOROUGH
     measures = {"sandbox": measure_sandboxes, "jobs": measure_jobs, "memory": measure_memory}
+    measures["release"] = lambda effort: release.measure(effort.pairs)
     report: dict[str, Any] = {"machine": about_machine()}
     for part in asked.only or PARTS:
         report[part] = measures[part](effort)

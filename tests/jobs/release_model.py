@@ -171,6 +171,14 @@ class Model:
                 self.release(pool)
         self.release(entry.pool)
 
+    def renew(self, job_id: str, seconds: float) -> None:
+        """A job has run for so long."""
+        entry = self.jobs[job_id]
+        if seconds > entry.charged:
+            for turns, name in self._places(entry.pool, entry.project):
+                turns.move(name, 0.0, (seconds - entry.charged) / self.tenants[name].weight)
+            entry.charged = seconds
+
     def retry(self, job_id: str) -> None:
         """An attempt failed for a reason of ours, and there is another."""
         entry = self.jobs[job_id]

@@ -92,7 +92,9 @@ def used(redis: Redis, tenant: str, budget: str, amount: float) -> float:
 def test_queued_jobs(store: Store, redis: Redis, project: Tenant, sibling: Tenant, level: str) -> None:
     """As many may wait as are allowed; the next is refused until one is released or ends."""
     limit = limited(redis, project, level, queued_jobs=3)
-    ids = [submit(store, each) for each in (project, project, sibling if level == "organisation" else project)]
+    ids = [
+        submit(store, each) for each in (project, project, sibling if level == "organisation" else project)
+    ]
     error = refusal(store, project)
     assert (error.budget, error.tenant, error.limit, error.used) == ("queued_jobs", limit, 3, 3)
     assert error.retry_after == 1
@@ -133,7 +135,9 @@ def test_retry_after_is_long_enough(store: Store, redis: Redis, project: Tenant,
     load = f"stockade:load:{project.id}"
     for left in (0.0, 0.1, 1 / 3, 0.7, 0.9999):
         seconds, micros = redis.time()  # type: ignore[misc]
-        soon = seconds * 1000 + micros // 1000 + 60_000  # a moment to come: the bucket does not fill meanwhile
+        soon = (
+            seconds * 1000 + micros // 1000 + 60_000
+        )  # a moment to come: the bucket does not fill meanwhile
         redis.hset(load, mapping={"tokens": repr(left), "tokens_at": soon})
         wait = refusal(store, project).retry_after
         seconds, micros = redis.time()  # type: ignore[misc]
@@ -172,9 +176,7 @@ def test_a_window_that_is_over_counts_no_more(
 
 
 @levels
-def test_used_up_time_holds_back_what_waits(
-    store: Store, redis: Redis, project: Tenant, level: str
-) -> None:
+def test_used_up_time_holds_back_what_waits(store: Store, redis: Redis, project: Tenant, level: str) -> None:
     """A job that uses the hour up lets none of those behind it start, and other tenants go on; then they go on too."""
     limit = limited(redis, project, level, cpu_seconds_per_hour=5)
     used(redis, limit, "cpu_seconds_per_hour", 0)

@@ -90,8 +90,8 @@ def waits(store: Store, arrivals: list[tuple[float, str]], lengths: dict[str, fl
 def test_small_tenants_hardly_notice_a_flood(store: Store, redis: Redis) -> None:
     """One tenant has 100,000 jobs waiting, nine hand in one now and then: they wait one job's length longer at most.
 
-    The same jobs arrive at the same moments of a played clock on a system that is else idle, and beside the flood, whose
-    jobs take 10 seconds each. What is compared is the wait of each from being handed in to its start.
+    The same jobs arrive at the same moments of a played clock on a system that is else idle, and beside the flood,
+    whose jobs take 10 seconds each. What is compared is the wait of each from being handed in to its start.
     """
     dice = random.Random(3)
     small = [project(redis, f"small{number}").id for number in range(9)]
@@ -112,7 +112,7 @@ def test_small_tenants_hardly_notice_a_flood(store: Store, redis: Redis) -> None
 
 
 def test_a_newcomer_does_not_pay_for_a_wrong_guess(store: Store, redis: Redis) -> None:
-    """Jobs of a tenant took ten minutes until now, and take a second: who comes in the meantime is next all the same."""
+    """Jobs of a tenant took ten minutes until now, and take a second: who comes meanwhile is next all the same."""
     big, small = project(redis, "big").id, project(redis, "small").id
     redis.hset(f"stockade:load:{big}", "typical", 600)
     fill(redis, big, 200)
@@ -133,6 +133,27 @@ def test_time_had_while_nobody_waited_is_not_held_against_anyone(store: Store, r
         redis.hset(f"stockade:load:{tenant}", "typical", 10)
     got = shares(PlayedWorkers(store, 8, lambda _: 10), 100)
     assert got[old] == pytest.approx(0.5, abs=0.05)
+
+
+def test_long_jobs_are_charged_while_they_run(store: Store, redis: Redis) -> None:
+    """Whose jobs took moments until now and run for hours cannot take each slot that others free in the meantime."""
+    sly, honest = project(redis, "sly").id, project(redis, "honest").id
+    redis.hset(f"stockade:load:{sly}", "typical", 0.05)
+    redis.hset(f"stockade:load:{honest}", "typical", 10)
+    open_window(redis, 4)
+    fill(redis, sly, 100)
+    attempts = [store.claim(job_id, number, "w") for job_id, number in published(redis)]
+    fill(redis, honest, 100)
+    for attempt in attempts:
+        assert attempt is not None
+        redis.hincrby(f"stockade:job:{attempt.job.id}", "started", -60_000)
+    store.renew([attempt for attempt in attempts if attempt])
+    redis.delete("stockade:celery:default")
+    open_window(redis, 24)
+    store.sweep(3600)
+    released = [job_id for job_id, _ in published(redis)]
+    assert len(released) == 25
+    assert all(honest in job_id for job_id in released)
 
 
 def test_idling_earns_nothing(store: Store, redis: Redis) -> None:
@@ -241,7 +262,7 @@ def test_a_project_takes_its_artifacts_out_of_the_organisations_sum(store: Store
 
 
 def test_a_key_that_is_used_again_is_remembered_again(store: Store, redis: Redis) -> None:
-    """Once a job's retention is over its idempotency key makes a new job, and the sweep of the old forgets only that."""
+    """After a job's retention its idempotency key makes a new job, and the sweep of the old forgets only that."""
     open_window(redis, 4)
     key = Idempotency("k", b"body")
     first = store.create(SPEC, admission(), "p", idempotency=key).job

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from redis import Redis
 
 from jobs.job import ATTEMPTS_MAX, Attempt, JobResult
@@ -20,7 +27,7 @@ from jobs.outcome import Outcome, OutcomeKind
 from jobs.scripts import script
 from jobs.settings import Settings
 from jobs.spec import JobSpec
-from jobs.store import BudgetExceededError, Store, connect
+from jobs.store import BudgetExceededError, Renewal, Store, connect
 from jobs.tenants import get_tenant, set_tenant
 from jobs.workers import Workers, WorkerStatus
 from policies.admission import admit
@@ -166,6 +173,18 @@ class Release(RuleBasedStateMachine):
         assert self.store.finish(attempt, JobResult(outcome=outcome, steps=(step_result(cpu_time=cpu),)))
         self.known_pools()
         self.model.finish(job_id, self.ran(job_id), cpu)
+
+    @precondition(lambda self: self.attempts)
+    @rule(which=some, seconds=st.sampled_from([0, 5, 100]))
+    def renew(self, which: int, seconds: int) -> None:
+        """A worker says that it is still at it, after so many seconds more."""
+        job_id = self.holder(which)
+        self.redis.hincrby(f"stockade:job:{job_id}", "started", -seconds * 1000)
+        cancelling = self.model.jobs[job_id].state == "cancelling"
+        answer = self.store.renew([self.attempts[job_id]])
+        assert answer == [Renewal.CANCELLING if cancelling else Renewal.RENEWED]
+        charged: Any = self.redis.hget(f"stockade:job:{job_id}", "charged")
+        self.model.renew(job_id, float(charged))
 
     @precondition(lambda self: self.attempts)
     @rule(which=some, stopped=st.booleans())
@@ -317,7 +336,7 @@ class Release(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
-        """Where there is room, all who wait are at one of their limits; and where there is none, it was not exceeded."""
+        """Where there is room, all who wait are at one of their limits."""
         for pool in POOLS:
             for project in PROJECTS:
                 if self.model.room(pool) > 0 and self.model.backlog(pool, project):

@@ -1,7 +1,7 @@
 """Whoever can write into the queue, or fill it, gains nothing. A docstring begins with the number of its case.
 
-The table of all cases is in tests/hostile/README.md. The door of the broker itself is tested in tests/jobs/test_queue.py,
-worker processes in test_process.py.
+The table of all cases is in tests/hostile/README.md. The door of the broker itself is tested in
+tests/jobs/test_queue.py, worker processes in test_process.py.
 """
 
 import json
@@ -79,7 +79,7 @@ def test_a_message_in_another_pools_queue_names_the_same_job(
 def test_yesterdays_message_runs_nothing(
     runner: Runner, store: Store, redis: Redis, submit: Submit, launcher: FakeLauncher
 ) -> None:
-    """Case 176: every message that was ever sent, sent again: while the job runs, between its attempts, and after it."""
+    """Case 176: every message that was ever sent, again: while the job runs, between its attempts, and after it."""
     open_window(redis)
     job = submit(command=["true"])
     old: list[Any] = redis.lrange(QUEUE, 0, -1)
@@ -149,7 +149,10 @@ def _plan_of(runner: Runner, redis: Redis, submit: Submit, launcher: FakeLaunche
 def test_a_forged_result_is_no_result(store: Store, redis: Redis, settings: Settings, submit: Submit) -> None:
     """Case 180: there is no result backend, and what is written where Celery would keep results changes no job."""
     job = submit(command=["true"])
-    forged = {"status": "FAILURE", "result": {"exc_type": "system", "exc_module": "os", "exc_message": ["id"]}}
+    forged = {
+        "status": "FAILURE",
+        "result": {"exc_type": "system", "exc_module": "os", "exc_message": ["id"]},
+    }
     for key in (f"celery-task-meta-{job.id}", f"{PREFIX}celery-task-meta-{job.id}/1"):
         redis.set(key, json.dumps(forged))
     with celery_app(settings) as app:

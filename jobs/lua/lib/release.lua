@@ -5,7 +5,8 @@
 -- there is room, the turn is that of the organisation, and within it of the project, that has had the least so far
 -- for its weight (start-time fair queueing): each has a pass, the slot-seconds it has had divided by its weight. The
 -- smallest pass goes first and moves on by what its job takes: at its release by what the project's jobs usually
--- take (charged ahead), at its end by the difference to what it did take, at least FLOOR.
+-- take (charged ahead), while it runs for longer by what it has taken (renew.lua), at its end by the difference to what
+-- it did take, at least FLOOR.
 --
 -- Who comes back from having nothing to run starts where the tenant that was served last stood, without what that one
 -- was charged ahead, and never behind everybody who waits: idling earns no credit, and a newcomer does not pay for a
@@ -112,6 +113,12 @@ local function settle_pass(pool, project, had, charged)
       redis.call('HSET', 'stockade:pass:' .. path, '', exact(math.max(start, settled(path, name))))
     end
   end
+end
+
+-- Charge a job that has run for longer than it was charged ahead for that too, so that who holds slots for hours with
+-- jobs that used to take seconds is not taken for one who has had next to nothing.
+local function charge_more(pool, project, seconds)
+  for _, place in ipairs(places(pool, project)) do move(place[1], place[2], 0, seconds) end
 end
 
 -- Carry what a tenant has had more, or less, than the others over to its new weight.
