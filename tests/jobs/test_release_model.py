@@ -371,7 +371,7 @@ def test_release_does_what_its_rules_say(redis_url: str) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=40,
+                max_examples=30,
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
