@@ -3,7 +3,7 @@ PREFIX ?= /opt/stockade
 BIN := $(PREFIX)/venv/bin
 export PREFIX
 
-.PHONY: help setup install demo test test-unit test-v2 bench lint format
+.PHONY: help setup install demo test test-unit test-v2 fuzz bench lint format
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -25,6 +25,10 @@ test-unit: ## the tests that need neither root nor the kernel's help
 
 test-v2: setup ## the kernel tests again, in a VM with pure cgroup v2
 	tests/vm/run
+
+FUZZ_SECONDS ?= 600
+fuzz: setup ## parsers of images and the API with random input, FUZZ_SECONDS (600) each
+	STOCKADE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s tests/worker/test_images_tar.py tests/api/test_schemathesis.py
 
 bench: setup ## one table of figures, side by side with others
 	$(BIN)/python -m bench

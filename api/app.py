@@ -11,10 +11,12 @@ from pydantic.json_schema import JsonSchemaMode
 from api import (
     artifacts,
     audit,
+    batches,
     documentation,
     events,
     explain,
     health,
+    job_list,
     jobs,
     keys,
     outputs,
@@ -26,6 +28,7 @@ from api import (
 )
 from api.access import AccessLog
 from api.artifacts import ArtifactList
+from api.batches import Batch, BatchAnswer
 from api.health import Health, Readiness
 from api.job_view import JobView
 from api.keys import KeyList, KeyRequest, NewKey
@@ -37,6 +40,7 @@ from api.webhooks import DeliveryList, NewWebhook, WebhookChange, WebhookList, W
 from jobs.audit import Page
 from jobs.deliveries import Delivery
 from jobs.keys import Key
+from jobs.listing import JobList
 from jobs.quota import Quota
 from jobs.settings import Settings
 from jobs.spec import JobSpec
@@ -47,6 +51,9 @@ from policies.explain import Explanation
 MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (JobSpec, "validation"),
     (JobView, "serialization"),
+    (JobList, "serialization"),
+    (Batch, "validation"),
+    (BatchAnswer, "serialization"),
     *((event, "serialization") for event in EVENTS.values()),
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
@@ -71,6 +78,15 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (Problem, "serialization"),
 )
 """Every model that goes in or comes out: the schemas of the OpenAPI description."""
+
+ROUTERS = tuple(
+    part.router
+    for part in (
+        *(jobs, job_list, batches, explain, events, outputs, artifacts, policies),
+        *(keys, webhooks, quota, usage, audit, health),
+    )
+)
+"""The routes of every part."""
 
 DESCRIPTION = """\
 Send a program; a policy says what it may use; it runs in a fresh sandbox; you get its output, its files,
@@ -99,15 +115,13 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # it would redirect to whatever host the request names
         default_response_class=Response,  # routes describe their answers; FastAPI is not to add JSON
         lifespan=lifespan,
     )
     app.add_middleware(AccessLog)
-    problems.install(app)
-    for routes in (
-        *(jobs, explain, events, outputs, artifacts, policies),
-        *(keys, webhooks, quota, usage, audit, health),
-    ):
-        app.include_router(routes.router)
+    problems.install(app, [route for router in ROUTERS for route in router.routes])
+    for router in ROUTERS:
+        app.include_router(router)
     documentation.install(app, MODELS)
     return app

@@ -84,9 +84,14 @@ async def _authenticated(
     authenticator: Authenticator = request.app.state.services.authenticator
     identity = await authenticator.identity(credentials.credentials)
     if identity is None:
-        raise _challenge("This API key is not known.", 'Bearer realm="stockade", error="invalid_token"')
+        raise unknown_key()
     request.state.caller = identity
     return identity
+
+
+def unknown_key() -> ProblemError:
+    """401 for a key that is none, or no longer."""
+    return _challenge("This API key is not known.", 'Bearer realm="stockade", error="invalid_token"')
 
 
 def _challenge(detail: str, challenge: str) -> ProblemError:

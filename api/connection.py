@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.problems import HEAD_TIMEOUT, HEAD_TOO_LARGE, MEDIA_TYPE, Kind, ProblemError
+from api.problems import HEAD_TIMEOUT, HEAD_TOO_LARGE, MALFORMED, MEDIA_TYPE, Kind, ProblemError
 
 MAX_HEAD = 64 * 1024  # bytes of request line and header fields; other servers take 8 to 64 KiB
 HEAD_TIME = 20.0  # seconds from the connection, or from the first byte of a further request, to its end
@@ -61,6 +61,10 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is not HTTP in the form in which everything else is said, and end the connection."""
+        self._refuse(MALFORMED, "The request breaks the rules of HTTP/1.1; the connection ends.")
+
     def on_response_complete(self) -> None:
         """End the connection when the rest of the body was not wanted."""
         if self.cycle.more_body:
@@ -105,7 +109,12 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, kind: Kind, detail: str) -> None:
         self._stop_timer()
         answering = self.cycle is not None and not self.cycle.response_complete
-        if self.transport.is_closing() or answering:  # pipelined behind a request that waits
+        unanswered = (
+            answering and not self.cycle.response_started and self.cycle.more_body
+        )  # its body is at fault
+        if self.transport.is_closing() or (
+            answering and not unanswered
+        ):  # pipelined behind a request that waits
             self.transport.close()
             return
         body = bytes(ProblemError(kind, detail).response().body)

@@ -29,6 +29,7 @@ from api.egress import Egress, EgressError
 from jobs import events, messages
 from jobs.deliveries import Claim, Deliveries, Try, delivery_id
 from jobs.events import STREAM, Event
+from jobs.metrics import metrics
 from jobs.webhooks import Webhooks, WebhookState
 
 GROUP = "webhooks"
@@ -224,6 +225,8 @@ class Dispatcher:
         """Send one delivery and write down what came of it. Should this be cut off, its lease ends."""
         try:
             done = await self._request(claim)
+            result = "delivered" if done.succeeded else "failed" if done.status is None else "refused"
+            metrics.count("webhook_deliveries_total", result=result)
             strained = not done.succeeded or done.milliseconds > SLOW * 1000
             (self._strained.add if strained else self._strained.discard)(claim.webhook)
             state = await self._off_loop(self._deliveries.settle, claim, done)

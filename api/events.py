@@ -35,6 +35,7 @@ from api.services import Services, services_of
 from api.story import EVENTS, Cursor, Event, Story
 from jobs.job import Job, JobState
 from jobs.live import FIRST, Glance
+from jobs.metrics import metrics
 from policies.violation import Violation, shown
 
 RECONNECT = 1000  # ms that a client waits before it comes back; sent as `retry`
@@ -67,7 +68,11 @@ class EventStream(StreamingResponse):
         """Send events until there are no more or nobody listens. Raises ProblemError without a place."""
         async with aclosing(self._events):
             with self._live.place(self._tenant):
-                await super().__call__(scope, receive, send)
+                metrics.count("live_streams_opened_total")
+                try:
+                    await super().__call__(scope, receive, send)
+                finally:
+                    metrics.count("live_streams_closed_total")
 
 
 @router.get(

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from api.admission import explained
 from api.auth import ReaderOrSubmitter
 from api.documentation import json_body
-from api.jobs import EXAMPLES, LARGE_BODY, read_spec
+from api.job_body import EXAMPLES, LARGE_BODY, read_spec
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,

@@ -95,12 +95,6 @@ def look(services: Services) -> Readiness:
     )
 
 
-def _redis(policy: str | None) -> Component:
-    if policy not in (SAFE, None):
-        return Component(ready=False, message=f"Redis drops jobs when its memory is full ({policy}).")
-    return Component(ready=True, message="Redis answers.")
-
-
 def _policies(services: Services) -> Component:
     """Whether the documents are in force as they now stand. The log of the API has what is wrong with them."""
     source = services.policies.source
@@ -112,6 +106,12 @@ def _policies(services: Services) -> Component:
     drafts = len(source.current.draft_findings)
     broken = f" {drafts} thing(s) are wrong with drafts; the log says what." if drafts else ""
     return Component(ready=True, message=f"{len(source.current.policies)} policies are in force.{broken}")
+
+
+def _redis(policy: str | None) -> Component:
+    if policy not in (SAFE, None):
+        return Component(ready=False, message=f"Redis drops jobs when its memory is full ({policy}).")
+    return Component(ready=True, message="Redis answers.")
 
 
 def _worker(workers: list[WorkerStatus]) -> Component:

@@ -2,10 +2,13 @@
 
 from pydantic import AwareDatetime, Field
 
+from api.auth import Identity
 from jobs.job import Job, JobState
+from jobs.keys import Scope
 from jobs.outcome import Artifact, ArtifactError, Outcome, StepResult
 from policies.admission import Admission
 from policies.model import Frozen
+from policies.priority import Priority
 
 
 class JobView(Frozen):
@@ -19,6 +22,19 @@ class JobView(Frozen):
     created_at: AwareDatetime = Field(description="When it was accepted.")
     started_at: AwareDatetime | None = Field(description="When its execution began; null before.")
     finished_at: AwareDatetime | None = Field(description="When it was finished; null before.")
+    expires_at: AwareDatetime | None = Field(
+        description="When it is deleted, by the retention of its policy; null until it is finished."
+    )
+    labels: dict[str, str] = Field(description="Its labels.")
+    pool: str = Field(description="The kind of worker that it runs on.")
+    priority: Priority = Field(description="Which of the project's own jobs go first.")
+    deadline: AwareDatetime | None = Field(
+        description="When it must have ended; null where it has no deadline."
+    )
+    queue_position: int | None = Field(
+        description="While it waits for its turn: how many jobs of the same project and pool go before it."
+        " Null once it has been given to the workers, and when it is finished."
+    )
     admission: Admission = Field(description="The policy, the image, and the limits of every step.")
     outcome: Outcome | None = Field(
         description="Why it ended: the outcome of the last step that ran; null until it is finished."
@@ -37,8 +53,11 @@ class JobView(Frozen):
         return self.state is JobState.FINISHED
 
 
-def view(job: Job) -> JobView:
-    """The job as its owner sees it. It does not hold on to the job's files, which may be many megabytes."""
+def view(job: Job, position: int | None = None) -> JobView:
+    """The job as its owner sees it. It does not hold on to the job's files, which may be many megabytes.
+
+    `position`: how many jobs go before it; None when it has been released.
+    """
     result = job.result
     return JobView.model_construct(
         id=job.id,
@@ -47,9 +66,22 @@ def view(job: Job) -> JobView:
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
+        expires_at=job.expires_at,
+        labels=job.spec.labels,
+        pool=job.admission.pool,
+        priority=job.admission.priority,
+        deadline=job.spec.deadline,
+        queue_position=position,
         admission=job.admission,
         outcome=result.outcome if result else None,
         steps=result.steps if result else (),
         artifacts=result.artifacts if result else (),
         artifact_errors=result.artifact_errors if result else (),
     )
+
+
+def shown_to(caller: Identity, job: JobView) -> JobView:
+    """The job without what it wrote and left, unless the caller's key may read that."""
+    if Scope.READ in caller.scopes:
+        return job
+    return job.model_copy(update={"steps": (), "artifacts": (), "artifact_errors": ()})

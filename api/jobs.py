@@ -1,69 +1,40 @@
-"""Jobs: hand one in, see how it is, wait for its end, cancel it."""
+"""Jobs: hand one in, see how it is, wait for its end, cancel it, delete it."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
-import structlog
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import ValidationError
 
-from api.admission import admitted, watch
 from api.auth import Identity, Reader, Submitter
-from api.body import parse
 from api.documentation import json_body
-from api.job_view import JobView, view
+from api.job_body import EXAMPLES, LARGE_BODY
+from api.job_view import JobView, shown_to, view
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     FORBIDDEN,
+    IDEMPOTENCY_MISMATCH,
     INTERNAL,
     INVALID_REQUEST,
     NOT_ADMITTED,
+    NOT_FINISHED,
     NOT_FOUND,
+    OVER_BUDGET,
     UNAUTHENTICATED,
     UNAVAILABLE,
     UNSUPPORTED_MEDIA,
+    ProblemError,
     documented,
-    invalid,
     not_found,
 )
 from api.services import Services, services_of
-from jobs.job import Job
-from jobs.metrics import metrics
+from api.submission import RATE_HEADERS, REPEATED, IdempotencyKey, submit
+from jobs import audit
+from jobs.job import Job, JobState
 from jobs.spec import JobSpec
-from policies.violation import Violation, violations
 
 MAX_WAIT = 60.0  # seconds that one request waits: proxies cut what is silent for longer
-LARGE_BODY = 256 * 1024  # bytes; larger ones are parsed one at a time, which bounds the memory that it takes
-
-EXAMPLES: dict[str, Any] = {
-    "command": {
-        "summary": "One command",
-        "value": {"command": ["python3", "-c", "print(6 * 7)"]},
-    },
-    "steps": {
-        "summary": "Compile, then run on some input, and keep a file",
-        "value": {
-            "files": [
-                {
-                    "path": "count.c",
-                    "text": "#include <stdio.h>\nint main(void) { return getchar() == EOF; }\n",
-                }
-            ],
-            "steps": [
-                {"name": "compile", "argv": ["gcc", "-O2", "-o", "count", "count.c"]},
-                {
-                    "name": "run",
-                    "argv": ["./count"],
-                    "stdin": "some input",
-                    "limits": {"memory": "32MiB", "cpu_time": "500ms"},
-                },
-            ],
-            "outputs": ["count"],
-        },
-    },
-}
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -81,7 +52,19 @@ Wait = Annotated[
 ]
 
 router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
-log = structlog.get_logger(__name__)
+
+
+_ACCEPTED = {
+    "content": json_body(JobView),
+    "headers": {
+        "Location": {"description": "Address of the job", "schema": {"type": "string"}},
+        **RATE_HEADERS,
+    },
+}
+_REFUSED = documented(OVER_BUDGET)
+_REFUSED[OVER_BUDGET.status]["headers"] = RATE_HEADERS | {
+    "Retry-After": {"description": "Seconds after which to try again", "schema": {"type": "integer"}}
+}
 
 
 @router.post(
@@ -91,29 +74,41 @@ log = structlog.get_logger(__name__)
     responses={
         201: {
             "description": "The job is stored and will run, whatever becomes of this connection",
-            "content": json_body(JobView),
-            "headers": {"Location": {"description": "Address of the job", "schema": {"type": "string"}}},
+            **_ACCEPTED,
         },
-        **documented(BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA, INVALID_REQUEST, NOT_ADMITTED),
+        200: {
+            "description": "The job of an earlier call with this `Idempotency-Key`",
+            **_ACCEPTED,
+            "headers": _ACCEPTED["headers"]
+            | {"Idempotent-Replayed": {"description": "`true`", "schema": {"type": "string"}}},
+        },
+        **documented(BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA),
+        **documented(INVALID_REQUEST, NOT_ADMITTED, IDEMPOTENCY_MISMATCH),
+        **_REFUSED,
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(JobSpec, EXAMPLES)}},
 )
-async def submit_job(request: Request, caller: Submitter, wait: Wait = 0) -> Response:
+async def submit_job(
+    request: Request, caller: Submitter, wait: Wait = 0, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Runs one command, or several steps over one workspace, in a fresh sandbox under a policy.
 
-    Everything that is wrong with the request, or over the policy's ceilings, is listed at once.
+    Everything that is wrong with the request, or over the policy's ceilings, is listed at once. What a job wrote
+    and left is told only to a key with the scope `read`.
     """
     services = services_of(request)
     async with services.bodies.read(request) as body:
         since = services.finished.mark()
         limiter = services.large_bodies if len(body) > LARGE_BODY else None
-        job = await to_thread.run_sync(accept, services, body, caller, limiter=limiter)
+        submitted = await to_thread.run_sync(submit, services, caller, body, idempotency_key, limiter=limiter)
         del body
+    job = submitted.job
     if wait:
         job = await _wait(request, caller, job, wait, since) or job
-    return Response(
-        job.model_dump_json(), 201, headers={"Location": f"/v1/jobs/{job.id}"}, media_type="application/json"
-    )
+    headers = {"Location": f"/v1/jobs/{job.id}", **submitted.rate}
+    if submitted.again:
+        return _answer(caller, job, 200, headers | REPEATED)
+    return _answer(caller, job, 201, headers)
 
 
 @router.get(
@@ -135,7 +130,7 @@ async def get_job(request: Request, caller: Reader, job_id: JobId, wait: Wait = 
     job = await _wait(request, caller, found, wait, since) if found and wait else found
     if job is None:
         raise _no_job()
-    return Response(job.model_dump_json(), media_type="application/json")
+    return _answer(caller, job)
 
 
 @router.post(
@@ -149,12 +144,32 @@ async def get_job(request: Request, caller: Reader, job_id: JobId, wait: Wait = 
 def cancel_job(request: Request, caller: Submitter, job_id: JobId) -> Response:
     """Ends a queued job at once and a running one in a moment (`cancelling`). May be repeated.
 
-    A job that has finished stays as it is.
+    A job that has finished stays as it is. What it wrote and left is told only to a key with the scope `read`.
     """
     job = services_of(request).store.cancel(job_id, caller.id) if _JOB_ID.fullmatch(job_id) else None
     if job is None:
         raise _no_job()
-    return Response(view(job).model_dump_json(), media_type="application/json")
+    return _answer(caller, view(job))
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    status_code=204,
+    summary="Delete a job",
+    responses={204: {"description": "It is gone"}, **documented(NOT_FOUND, NOT_FINISHED)},
+)
+def delete_job(request: Request, caller: Submitter, job_id: JobId) -> Response:
+    """Deletes a finished job now, instead of at the end of its retention: record, output and artifacts.
+
+    Its idempotency key may be used anew. Usage and the audit log keep what they say of it.
+    """
+    store, actor = services_of(request).store, audit.key_actor(caller.key_id)
+    gone = store.delete(job_id, caller.id, actor=actor) if _JOB_ID.fullmatch(job_id) else None
+    if gone is None:
+        raise _no_job()
+    if not gone:
+        raise ProblemError(NOT_FINISHED, "The job has not finished; cancel it first.")
+    return Response(status_code=204)
 
 
 def find(services: Services, job_id: str, caller: Identity) -> Job:
@@ -172,42 +187,20 @@ def find(services: Services, job_id: str, caller: Identity) -> Job:
 def look(services: Services, job_id: str, caller: Identity) -> JobView | None:
     """The caller's job as the caller sees it; None when there is none."""
     job = _stored(services, job_id, caller)
-    return None if job is None else view(job)
+    if job is None:
+        return None
+    return view(job, services.store.position(job) if job.state is JobState.QUEUED else None)
 
 
 def _stored(services: Services, job_id: str, caller: Identity) -> Job | None:
     return services.store.get(job_id, caller.id) if _JOB_ID.fullmatch(job_id) else None
 
 
-def accept(services: Services, body: bytes, caller: Identity) -> JobView:
-    """Store the job that `body` asks for; it goes its way by itself.
-
-    Raises:
-        ProblemError: 422, with everything that is wrong.
-    """
-    with services.refusals.noted(caller):
-        spec = read_spec(body)
-        accepted = services.store.create(spec, admitted(services, spec, caller.id), caller.id)
-    metrics.count("jobs_submitted_total", result="admitted")
-    watch(services, spec, caller.id, accepted.job.id)
-    return view(accepted.job)
-
-
-def read_spec(body: bytes) -> JobSpec:
-    """The job that a request body asks for, of valid shape."""
-    document = parse(body)  # refuses what has more than one meaning; pydantic then reads the bytes, strictly
-    try:
-        return JobSpec.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid(tuple(_as_written(found, document) for found in violations(error, JobSpec))) from None
-
-
-def _as_written(found: Violation, document: object) -> Violation:
-    """The violation in the caller's notation: `command` may be given as its `argv` alone."""
-    short = isinstance(document, dict) and isinstance(document.get("command"), list)
-    if not short or not found.field.startswith("command.argv"):
-        return found
-    return found.model_copy(update={"field": "command" + found.field.removeprefix("command.argv")})
+def _answer(
+    caller: Identity, job: JobView, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    content = shown_to(caller, job).model_dump_json()
+    return Response(content, status, headers=headers, media_type="application/json")
 
 
 async def _wait(

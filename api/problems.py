@@ -5,6 +5,8 @@ framework and Redis raise by themselves, into `application/problem+json`. Nothin
 a status of 400 or above.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, Field, JsonValue
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from policies.model import Frozen
 from policies.violation import Violation, field_path, shown
@@ -21,6 +24,8 @@ from policies.violation import Violation, field_path, shown
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100  # fields at fault in one answer; nobody reads more
 RETRY_AFTER = "1"  # seconds, sent with every 503
+
+_PARAMETER = re.compile(r"\{[^}]*\}")
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +75,7 @@ class Kind:
     title: str
 
 
+MALFORMED = Kind("malformed", 400, "The request is not HTTP")
 UNAUTHENTICATED = Kind("unauthenticated", 401, "A valid API key is required")
 FORBIDDEN = Kind("forbidden", 403, "This API key is not good for that")
 NOT_FOUND = Kind("not-found", 404, "Not found")
@@ -82,12 +88,15 @@ BODY_TOO_LARGE = Kind("body-too-large", 413, "The request body is too large")
 UNSUPPORTED_MEDIA = Kind("unsupported-media-type", 415, "The request body must be plain JSON")
 INVALID_REQUEST = Kind("invalid-request", 422, "The request is not valid")
 NOT_ADMITTED = Kind("not-admitted", 422, "The policy does not allow this job")
+IDEMPOTENCY_MISMATCH = Kind("idempotency-mismatch", 422, "The idempotency key was used for another job")
+OVER_BUDGET = Kind("over-budget", 429, "A budget is used up")
 TOO_MANY_STREAMS = Kind("too-many-streams", 429, "Too many streams of events are open")
 HEAD_TOO_LARGE = Kind("head-too-large", 431, "The request's header fields are too large")
 INTERNAL = Kind("internal", 500, "Stockade failed")
 UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
 
 KINDS = (
+    MALFORMED,
     UNAUTHENTICATED,
     FORBIDDEN,
     NOT_FOUND,
@@ -100,6 +109,8 @@ KINDS = (
     UNSUPPORTED_MEDIA,
     INVALID_REQUEST,
     NOT_ADMITTED,
+    IDEMPOTENCY_MISMATCH,
+    OVER_BUDGET,
     TOO_MANY_STREAMS,
     HEAD_TOO_LARGE,
     INTERNAL,
@@ -126,9 +137,10 @@ class ProblemError(Exception):
         self.component = component
         self.headers = headers or {}
 
-    def response(self) -> Response:
-        """This problem as an HTTP response."""
-        problem = Problem(
+    @property
+    def problem(self) -> Problem:
+        """What the caller is told."""
+        return Problem(
             type=f"urn:stockade:problem:{self.kind.name}",
             title=self.kind.title,
             status=self.kind.status,
@@ -136,8 +148,11 @@ class ProblemError(Exception):
             errors=self.errors,
             component=self.component,
         )
+
+    def response(self) -> Response:
+        """This problem as an HTTP response."""
         absent = {"component"} if self.component is None else None
-        content = problem.model_dump_json(exclude=absent)
+        content = self.problem.model_dump_json(exclude=absent)
         return Response(content, self.kind.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
@@ -161,8 +176,11 @@ def invalid(errors: tuple[Violation, ...], kind: Kind = INVALID_REQUEST) -> Prob
     return ProblemError(kind, f"{count} not {verb}: {named}", errors=errors[:MAX_ERRORS])
 
 
-def install(app: FastAPI) -> None:
-    """Make problem details of everything that a route, the framework or Redis raises."""
+def install(app: FastAPI, routes: Sequence[BaseRoute] = ()) -> None:
+    """Make problem details of everything that a route, the framework or Redis raises.
+
+    `routes`: those of the application, whose methods a 405 is to name.
+    """
 
     async def problem(_: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)
@@ -174,7 +192,7 @@ def install(app: FastAPI) -> None:
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _from_framework(request, error).response()
+        return _from_framework(request, error, routes).response()
 
     async def redis(_: Request, error: Exception) -> Response:
         log.error("redis_failed", error=type(error).__name__, reason=str(error))
@@ -192,14 +210,36 @@ def _parameter(detail: Any) -> Violation:
     return Violation(field=field, got=shown(detail["input"]), allowed=allowed, message=f"must be {allowed}")
 
 
-def _from_framework(request: Request, error: HTTPException) -> ProblemError:
+def _from_framework(request: Request, error: HTTPException, routes: Sequence[BaseRoute]) -> ProblemError:
     if error.status_code == METHOD_NOT_ALLOWED.status:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(_methods(request, routes)) or (error.headers or {}).get("Allow", "")
         detail = f"{request.method} is not one of the methods of this address: {allowed}."
         return ProblemError(METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
     if error.status_code == NOT_FOUND.status:
         return not_found("There is nothing at this address; /docs lists what there is.")
     raise error  # no route raises another one; if it happens it is our bug, a 500
+
+
+def _methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
+    """The methods that this address takes: those of all routes whose pattern fits it best.
+
+    The framework by itself names those of one route alone; and the address of `/v1/jobs/x:cancel` also fits the
+    pattern `/v1/jobs/{job_id}`.
+    """
+    fitting = [
+        route
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    best = max(map(_exactness, fitting), default=0)
+    return sorted(
+        {method for route in fitting if _exactness(route) == best for method in route.methods or ()}
+    )
+
+
+def _exactness(route: Route) -> int:
+    """How many characters of its pattern stand for themselves."""
+    return len(_PARAMETER.sub("", route.path_format))
 
 
 def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:

@@ -16,14 +16,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from api.auth import Identity
-from api.problems import NOT_ADMITTED, ProblemError
+from api.problems import NOT_ADMITTED, OVER_BUDGET, ProblemError
 from jobs import audit
 from jobs.metrics import metrics
 from jobs.rules import rule_of
 
 QUIET = 10.0  # seconds
 REMEMBERED = 10_000  # refusals whose repetition is noticed
-RECORDED = frozenset({NOT_ADMITTED.name, "over-budget"})
+RECORDED = frozenset({NOT_ADMITTED, OVER_BUDGET})
 """The problems that are written into the audit log; the others are no decision about a job."""
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ class Refusals:
         metrics.count("jobs_submitted_total", result=problem.kind.name)
         for rule in rules:
             metrics.count("refusals_total", problem=problem.kind.name, rule=rule)
-        if problem.kind.name in RECORDED:
+        if problem.kind in RECORDED:
             self._record(caller, problem, rules)
 
     def _record(self, caller: Identity, problem: ProblemError, rules: list[str]) -> None:

@@ -1,12 +1,15 @@
 """What the routes work with: one set for each application, made when it starts and closed when it ends."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import structlog
 from anyio import CapacityLimiter
 from fastapi import Request
+from redis import Redis
+from redis.exceptions import RedisError
 
 from api.auth import Authenticator
 from api.body import BodyReader
@@ -19,6 +22,7 @@ from api.policies_in_force import PoliciesInForce
 from api.refusals import Refusals
 from api.shadow import Shadow
 from api.waiting import FinishedJobs
+from jobs import audit
 from jobs.deliveries import Deliveries
 from jobs.live import LiveOutput
 from jobs.policy_source import PolicySource
@@ -28,8 +32,11 @@ from jobs.store import Store, connect
 from jobs.tenant_bounds import TenantBounds
 from jobs.webhooks import Webhooks
 from jobs.workers import Workers
+from policies.loader import PolicySet
 from policies.policy import Policy
 from policies.units import MIB
+
+log = structlog.get_logger(__name__)
 
 REDIS_TIMEOUT = 5.0  # seconds that a request waits for a Redis that is silent; then it is 503
 BESIDE_FILES = 4 * MIB  # bytes of a body that are not files: arguments, standard input, JSON itself
@@ -80,7 +87,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             flushing(redis),
         ):
             with (
-                source.watched(lambda found: bodies.take(max_body(found.policies))),
+                source.watched(*_on_policies(bodies, redis)),
                 Shadow(redis, settings.image_host).watching() as shadow,
             ):
                 yield Services(
@@ -103,6 +110,27 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
                 )
     finally:
         redis.close()
+
+
+def _on_policies(
+    bodies: BodyReader, redis: Redis
+) -> tuple[Callable[[PolicySet], None], Callable[[str], None]]:
+    """What is done when other policies come into force, and when their documents are not taken."""
+
+    def record(action: str, **about: object) -> None:
+        try:
+            audit.record(redis, audit.PLATFORM, audit.SERVICE, action, **about)
+        except RedisError as error:
+            log.warning("policies_not_recorded", action=action, reason=str(error))
+
+    def changed(found: PolicySet) -> None:
+        bodies.take(max_body(found.policies))
+        record("policy.reloaded", policies={name: each.digest for name, each in found.policies.items()})
+
+    def rejected(trouble: str) -> None:
+        record("policy.rejected", trouble=trouble)
+
+    return changed, rejected
 
 
 def services_of(request: Request) -> Services:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -17,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from api.auth import Admin, Reader
+from api.auth import Admin, Identity, Reader
 from api.body import parse
 from api.documentation import json_body
 from api.egress import URL_MAX, url_fault
@@ -38,7 +39,7 @@ from api.problems import (
     not_found,
 )
 from api.services import Services, services_of
-from jobs import deliveries, messages
+from jobs import audit, deliveries, messages
 from jobs.deliveries import Delivery, DeliveryState
 from jobs.events import EventType
 from jobs.webhooks import WEBHOOKS_MAX, Webhook, WebhookState
@@ -173,6 +174,7 @@ async def create_webhook(request: Request, caller: Admin) -> Response:
         made = services.webhooks.create(caller.id, asked.url, asked.events, asked.description)
         if made is None:
             raise ProblemError(CONFLICT, f"A project may have {WEBHOOKS_MAX} webhooks; delete one first.")
+        _record(services, caller, "webhook.created", made[0].id, host=urlsplit(asked.url).hostname)
         answer = NewWebhook(webhook=made[0], secret=made[1])
         return _content(answer, 201, {"Location": f"/v1/webhooks/{made[0].id}"})
 
@@ -218,6 +220,7 @@ async def change_webhook(request: Request, caller: Admin, webhook_id: WebhookId)
         changed = services.webhooks.change(webhook_id, caller.id, asked.fields()) if known else None
         if changed is None:
             raise _no_webhook()
+        _record(services, caller, "webhook.changed", webhook_id, fields=sorted(asked.fields()))
         services.dispatcher.wake()
         return _content(changed)
 
@@ -238,6 +241,7 @@ def delete_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> Re
     webhook = find(services, webhook_id, caller.id)
     if not services.webhooks.delete(webhook_id, caller.id):
         raise _no_webhook()
+    _record(services, caller, "webhook.deleted", webhook_id)
     return _content(webhook)
 
 
@@ -255,6 +259,7 @@ def rotate_secret(request: Request, caller: Admin, webhook_id: WebhookId) -> Res
     secret = services.webhooks.rotate(webhook_id, caller.id) if _ID.fullmatch(webhook_id) else None
     if secret is None:
         raise _no_webhook()
+    _record(services, caller, "webhook.secret_rotated", webhook_id)
     return _content(NewWebhook(webhook=find(services, webhook_id, caller.id), secret=secret))
 
 
@@ -327,6 +332,11 @@ def redeliver(request: Request, caller: Admin, webhook_id: WebhookId, delivery_i
     if not again:
         raise _not_active(webhook)
     return _on_its_way(services, webhook_id, delivery_id)
+
+
+def _record(services: Services, caller: Identity, action: str, webhook_id: str, **about: Any) -> None:
+    actor = audit.key_actor(caller.key_id)
+    audit.record(services.store.redis, caller.id, actor, action, webhook=webhook_id, **about)
 
 
 def find(services: Services, webhook_id: str, tenant: str) -> Webhook:

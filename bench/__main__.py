@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cgroups, ours, release, rivals, service
+from bench import cgroups, images, ours, release, rivals, service
 from bench.figures import Samples, Summary
 from bench.report import OURS, as_json, show
 
-PARTS = ("sandbox", "jobs", "memory", "release")
+PARTS = ("sandbox", "jobs", "memory", "images", "release")
+LAYERS = (1, 40)
 Round = Callable[[int, int], tuple[list[float], float, float]]
 
 
@@ -101,6 +102,23 @@ def measure_memory(effort: Effort) -> dict[str, float]:
     return {"sandboxes": effort.idle, "bytes_per_sandbox": round(everything), "of_it_program": round(program)}
 
 
+def measure_images(effort: Effort) -> dict[str, Any]:
+    """Unpacking a layer, ours and others; a sandbox in an image of one layer and of many."""
+    with ours.launcher() as launcher, images.small_images(launcher.images, LAYERS) as found:
+        contenders: dict[str, Round] = {
+            f"{count} layers": functools.partial(_in_image, launcher, digest)
+            for count, digest in found.items()
+        }
+        start = interleaved(contenders, effort.sandboxes, 1, effort.rounds)
+    return {"unpack": images.rates(min(effort.rounds, 5), say), "start": start}
+
+
+def _in_image(
+    launcher: ours.Launcher, digest: str, runs: int, parallel: int
+) -> tuple[list[float], float, float]:
+    return launcher.round(runs, parallel, digest)
+
+
 def about_machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
@@ -139,6 +157,7 @@ def main() -> int:
         subprocess.run(command, check=True, stdout=sys.stderr)
     effort = QUICK if asked.quick else THOROUGH
     measures = {"sandbox": measure_sandboxes, "jobs": measure_jobs, "memory": measure_memory}
+    measures["images"] = measure_images
     measures["release"] = lambda effort: release.measure(effort.pairs)
     report: dict[str, Any] = {"machine": about_machine()}
     for part in asked.only or PARTS:

@@ -31,10 +31,10 @@ LIMITS = {
 }
 
 
-def plan(*argv: str) -> dict[str, Any]:
+def plan(*argv: str, image: str = "host") -> dict[str, Any]:
     """A step with every limit, as the worker would ask for it."""
     return {
-        "image": "host",
+        "image": image,
         "argv": list(argv),
         "env": {"PATH": "/usr/bin:/bin"},
         "cwd": "/work",
@@ -49,10 +49,10 @@ def plan(*argv: str) -> dict[str, Any]:
 class Run:
     """One session with one step, from connecting to the end of teardown."""
 
-    def __init__(self, launcher: Path, nothing: int, *argv: str) -> None:
+    def __init__(self, launcher: Path, nothing: int, *argv: str, image: str = "host") -> None:
         self.begun = time.perf_counter()
         self.session = Session(str(launcher))
-        self.session.run(plan(*argv), nothing, nothing, nothing, None)
+        self.session.run(plan(*argv, image=image), nothing, nothing, nothing, None)
 
     def finish(self) -> float:
         """Take the end of the step and close; seconds since the beginning."""
@@ -65,12 +65,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Launcher:
-    """A running launcher: its process and its socket."""
+    """A running launcher: its process, its socket and its images."""
 
     pid: int
     path: Path
+    images: Path
 
-    def round(self, runs: int, parallel: int) -> tuple[list[float], float, float]:
+    def round(self, runs: int, parallel: int, image: str = "host") -> tuple[list[float], float, float]:
         """Run /bin/true; seconds of each run, of the round, of CPU in launcher, sandboxes and this client."""
         nothing = os.open("/dev/null", os.O_RDWR)
         took: list[float] = []
@@ -80,7 +81,7 @@ class Launcher:
             started = 0
             while len(took) < runs:
                 while started < runs and started - len(took) < parallel:
-                    run = Run(self.path, nothing, "/bin/true")
+                    run = Run(self.path, nothing, "/bin/true", image=image)
                     selector.register(run.session.fileno(), selectors.EVENT_READ, run)
                     started += 1
                 for key, _ in selector.select():
@@ -116,12 +117,12 @@ def launcher() -> Iterator[Launcher]:
     """Start a launcher to itself, by the command that `stockade up` uses."""
     home = Path(tempfile.mkdtemp(prefix="stockade-bench-"))
     settings = Settings(state=home, launcher=home / "launcher.sock")
-    child = Child("launcher", launcher_command(settings, home), home / "log")
+    child = Child("launcher", launcher_command(settings, home, home / "images"), home / "log")
     try:
         child.start()
         child.wait_until(lambda: accepts(settings.launcher), timeout=30)
         assert child.pid is not None
-        yield Launcher(child.pid, settings.launcher)
+        yield Launcher(child.pid, settings.launcher, home / "images")
     finally:
         child.stop(grace=10)
         shutil.rmtree(home)

@@ -58,6 +58,14 @@ def aims(report: dict[str, Any]) -> list[Aim]:
         found.append(
             Aim("private MB per idle sandbox", report["memory"]["bytes_per_sandbox"] / 1e6, most=2.0)
         )
+    if "images" in report:
+        start, unpack = report["images"]["start"], report["images"]["unpack"]
+        one, many = list(start.values())
+        found.append(Aim("sandbox p50 in 40 layers, times that in 1", many.p50_ms / one.p50_ms, most=1.15))
+        for form, each in unpack.items():
+            found.append(
+                Aim(f"unpacking {form}, times GNU tar's rate", each[OURS] / each["GNU tar"], least=0.8)
+            )
     if "release" in report:
         found.append(Aim("release p10, dearest over cheapest", flatness(report["release"]), most=2.0))
     return found
@@ -72,6 +80,8 @@ def show(report: dict[str, Any]) -> str:
         shown.append(show_jobs(report["jobs"]))
     if "memory" in report:
         shown.append(show_memory(report["memory"]))
+    if "images" in report:
+        shown += show_images(report["images"])
     if "release" in report:
         shown.append(show_release(report["release"]))
     header = ("", "figure", "aim", "")
@@ -94,6 +104,16 @@ def show_memory(memory: dict[str, Any]) -> str:
         ("of it the sleeping program", number(memory["of_it_program"] / 1e6)),
     ]
     return table(f"Private memory per sandbox, {memory['sandboxes']} running `sleep`", ("", "MB"), lines)
+
+
+def show_images(images: dict[str, Any]) -> list[str]:
+    """The tables of images."""
+    forms = images["unpack"]
+    lines = [(name, *(number(form[name]) for form in forms.values())) for name in next(iter(forms.values()))]
+    return [
+        table("Unpacking a layer, MB of its archive a second", ("", *forms), lines),
+        table("A fresh sandbox around /bin/true, by layers of its image", HEADER, rows(images["start"])),
+    ]
 
 
 def show_release(release: dict[str, dict[str, float]]) -> str:

@@ -71,6 +71,9 @@ class Job(Frozen):
         default=None, description="When its execution began; null before."
     )
     finished_at: AwareDatetime | None = Field(default=None, description="When it was finished; null before.")
+    expires_at: AwareDatetime | None = Field(
+        default=None, description="When its retention ends; null until it is finished."
+    )
     result: JobResult | None = Field(default=None, description="How it went; null until it is finished.")
 
     @property

@@ -59,7 +59,8 @@ def _gauge(name: str, help_: str, *labels: str) -> Measure:
 COUNTED = (
     _counter(
         "jobs_submitted_total",
-        "Requests to run a job, by their result: admitted, or the kind of the problem that refused them.",
+        "Requests to run a job, by their result: admitted, repeated (of one that was, with its idempotency key), or"
+        " the kind of the problem that refused them.",
         "result",
     ),
     _counter(
@@ -124,8 +125,8 @@ COUNTED = (
     ),
     _counter(
         "webhook_deliveries_total",
-        "Attempts to deliver a webhook's message, by result: delivered, refused (not 2xx), failed (no answer),"
-        " blocked (an address that is not allowed), dead (given up).",
+        "Tries to deliver a webhook's message, by result: delivered, refused (not 2xx), failed (no answer, or no"
+        " address that is allowed).",
         "result",
     ),
     _counter("live_streams_opened_total", "Streams of live output that began."),

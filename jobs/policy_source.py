@@ -20,6 +20,7 @@ WATCH = 2.0
 log = structlog.get_logger(__name__)
 
 Changed = Callable[[PolicySet], None]
+Rejected = Callable[[str], None]
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
@@ -60,14 +61,20 @@ class PolicySource:
         return True
 
     @contextmanager
-    def watched(self, changed: Changed = lambda _: None, pause: float = WATCH) -> Iterator[None]:
+    def watched(
+        self,
+        changed: Changed = lambda _: None,
+        rejected: Rejected = lambda _: None,
+        pause: float = WATCH,
+    ) -> Iterator[None]:
         """Refresh every `pause` seconds, in a thread, until the block is left.
 
-        `changed` is called there with the policies whenever others are in force.
+        There `changed` is called with the policies whenever others are in force, and `rejected` with what is wrong
+        with them whenever documents are not taken.
         """
         end = threading.Event()
         thread = threading.Thread(
-            target=self._watch, args=(end, pause, changed), name="policies", daemon=True
+            target=self._watch, args=(end, pause, changed, rejected), name="policies", daemon=True
         )
         thread.start()
         try:
@@ -76,11 +83,14 @@ class PolicySource:
             end.set()
             thread.join()
 
-    def _watch(self, end: threading.Event, pause: float, changed: Changed) -> None:
+    def _watch(self, end: threading.Event, pause: float, changed: Changed, rejected: Rejected) -> None:
         while not end.wait(pause):
+            before = self.trouble
             try:
                 if self.refresh():
                     changed(self.current)
+                elif self.trouble not in (None, before):
+                    rejected(str(self.trouble))
             except Exception:
                 log.exception("policies_not_read")  # the old ones stay in force; it is tried again
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from jobs.budgets import Budgets
 from jobs.spec import JobSpec
+from policies.isolation import IsolationFloor
 from policies.violation import model_in
 
 BODY = "body"
@@ -38,7 +39,8 @@ def rule_of(field: str) -> str:
 def rules() -> frozenset[str]:
     """Every rule there is."""
     budgets = (BUDGET + budget for budget in Budgets.model_fields)
-    return frozenset([BODY, UNKNOWN, *_fields(JobSpec, ""), *budgets])
+    floor = (f"isolation.{field}" for field in IsolationFloor.model_fields)  # what no host of the pool gives
+    return frozenset([BODY, UNKNOWN, *_fields(JobSpec, ""), *budgets, *floor])
 
 
 def _fields(model: type[BaseModel], before: str) -> Iterator[str]:

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 from redis import Redis
 
+from jobs.rules import rule_of
 from policies.model import Frozen
-from policies.violation import Violation, rule_of
+from policies.violation import Violation
 
 LISTED_MAX = 1000
 """Would-be refusals that are listed; older ones are only counted."""
@@ -64,7 +65,7 @@ def record(
             pipe.hincrby(counts, "refused", 1)
             if job is not None:
                 pipe.hincrby(counts, "newly_refused", 1)
-            for rule in sorted({rule_of(each) for each in violations}):
+            for rule in sorted({rule_of(each.field) for each in violations}):
                 pipe.hincrby(counts, _RULE.decode() + rule, 1)
             told = Refusal(
                 job=job,

@@ -56,7 +56,7 @@ UNCLAIMED_ARTIFACTS = 24 * 3600
 
 _RELEASES_MAX = 900  # the queue takes attempt numbers up to 999
 _JOB = "stockade:job:"
-_SCRIPTS = ("create", "claim", "renew", "finish", "fail", "cancel", "delete", "sweep")
+_SCRIPTS = ("create", "recall", "claim", "renew", "keep", "finish", "fail", "cancel", "delete", "sweep")
 _FIELDS = (
     *("tenant", "state", "spec", "admission", "attempt", "created", "started", "finished", "result"),
     *("expires", "pool"),
@@ -89,7 +89,7 @@ class Idempotency(NamedTuple):
 
 
 class Submits(NamedTuple):
-    """How the tightest budget `submits_per_minute` stands after a submission."""
+    """How the tightest budget `submits_per_minute` stands."""
 
     limit: int
     left: int
@@ -104,6 +104,9 @@ class Accepted(NamedTuple):
     again: bool
     """Whether it is that of an earlier call with the same idempotency key; nothing new was made."""
     submits: Submits | None
+    """None where there is no such budget."""
+    position: int | None = None
+    """How many jobs of its own project went before a new job; None when it was released at once."""
 
 
 class Swept(NamedTuple):
@@ -113,7 +116,7 @@ class Swept(NamedTuple):
     what: str
     name: str
     number: int
-    """Next attempt, 0 for none; how many jobs were released; whether a tenant takes its turns again."""
+    """Next attempt, 0 for none; how many jobs were released; 1 where a tenant takes its turns again."""
 
 
 class BudgetExceededError(Exception):
@@ -124,16 +127,29 @@ class BudgetExceededError(Exception):
         tenant: id of the tenant whose it is.
         limit, used: what it is and how it stands, in the budget's unit.
         retry_after: seconds after which it is worth trying again.
+        submits: how `submits_per_minute` stands, whichever budget it is.
     """
 
-    def __init__(self, budget: str, tenant: str, limit: float, used: float, retry_after: float) -> None:
+    def __init__(
+        self,
+        budget: str,
+        tenant: str,
+        limit: float,
+        used: float,
+        retry_after: float,
+        submits: Submits | None = None,
+    ) -> None:
         super().__init__(f"the budget {budget} of {limit:g} is used up")
         self.budget, self.tenant, self.limit, self.used = budget, tenant, limit, used
-        self.retry_after = retry_after
+        self.retry_after, self.submits = retry_after, submits
 
 
 class IdempotencyError(Exception):
     """An idempotency key that came before with another body."""
+
+
+class ProjectGoneError(Exception):
+    """The project was removed a moment ago."""
 
 
 def connect(settings: Settings, timeout: float = 10) -> Redis:
@@ -181,38 +197,43 @@ class Store:
         Raises:
             BudgetExceededError: a budget of the project or its organisation is used up.
             IdempotencyError: the key came before with another body.
+            ProjectGoneError: there is no such project any more.
         """
         job_id = "job_" + secrets.token_hex(12)
         keys, args = create_call(job_id, spec, admission, project, actor, idempotency)
         answer = self._run["create"](keys, args)
         match answer:
-            case [b"created", created, *submits]:
+            case [b"created", created, position, *submits]:
                 job = _new_job(job_id, spec, admission, project, created)
-                return Accepted(job, False, _submits(submits))
-            case [b"again", known]:
-                earlier = self._read(known.decode(), project, by_our_clock=False)
-                if earlier is None:  # it has just been deleted
-                    return self.create(spec, admission, project, actor=actor, idempotency=idempotency)
-                return Accepted(earlier, True, None)
-            case [b"over", budget, level, limit, used, wait]:
+                return Accepted(job, False, _submits(submits), position if position >= 0 else None)
+            case [b"over", budget, level, limit, used, wait, *submits]:
                 raise BudgetExceededError(
-                    budget.decode(), level.decode(), float(limit), float(used), int(wait) / 1000
+                    budget.decode(), level.decode(), float(limit), float(used), wait / 1000, _submits(submits)
                 )
-        raise IdempotencyError("this Idempotency-Key came before with another body")
+            case [b"gone"]:
+                raise ProjectGoneError(f"there is no project {project} any more")
+        earlier = self._earlier(answer)
+        if earlier is None:  # it has just been deleted, and the record of the key with it
+            return self.create(spec, admission, project, actor=actor, idempotency=idempotency)
+        return earlier
+
+    def recall(self, project: str, idempotency: Idempotency) -> Accepted | None:
+        """The job of an earlier call with this idempotency key; None when there was none.
+
+        Raises IdempotencyError when that call had another body.
+        """
+        key = _idempotency_key(project, idempotency.key)
+        answer = self._run["recall"]([key], [project, _digest(idempotency.body)])
+        return self._earlier(answer) if answer else None
 
     def get(self, job_id: str, project: str | None = None) -> Job | None:
         """The job; None when there is none, it is not that project's, or its retention is over."""
-        return self._read(job_id, project)
-
-    def _read(self, job_id: str, project: str | None, *, by_our_clock: bool = True) -> Job | None:
-        values = self.redis.hmget(_JOB + job_id, _FIELDS)
-        found = dict(zip(_FIELDS, values, strict=True))
-        if found["tenant"] is None or (project is not None and found["tenant"] != project.encode()):
+        job = self._stored(job_id)
+        if job is None or (project is not None and job.tenant != project):
             return None
-        expires = found["expires"]
-        if by_our_clock and expires is not None and int(expires) <= time.time() * 1000:
+        if job.expires_at is not None and job.expires_at.timestamp() <= time.time():
             return None  # only waiting to be swept
-        return _job(job_id, found)
+        return job
 
     def claim(self, job_id: str, attempt: int, worker: str) -> Attempt | None:
         """Take the job for its attempt of this number; None when that is not what it waits for."""
@@ -271,12 +292,18 @@ class Store:
         known = self._run["cancel"]([_JOB + job_id], [job_id, project, *ending, CANCEL_CHANNEL])
         return self.get(job_id, project) if known else None
 
-    def delete(self, job_id: str, project: str) -> bool | None:
+    def delete(self, job_id: str, project: str, *, actor: str = "service") -> bool | None:
         """Delete the project's finished job with all that is kept of it.
 
-        Returns True when it is gone, False when it has not finished, None when the project has no such job.
+        Args:
+            job_id: the job.
+            project: id of the tenant.
+            actor: who asks, for the audit log.
+
+        Returns:
+            True when it is gone, False when it has not finished, None when the project has no such job.
         """
-        answer = self._run["delete"]([], [job_id, project])
+        answer = self._run["delete"]([], [job_id, project, actor])
         return {1: True, -1: False}.get(int(answer))
 
     def sweep(self, lost_after: float) -> list[Swept]:
@@ -312,11 +339,15 @@ class Store:
         return subscription
 
     def put_artifact(self, attempt: Attempt, path: str, content: bytes) -> None:
-        """Keep a collected file. It can be fetched once the attempt has finished the job."""
+        """Keep a collected file. It can be fetched once the attempt has finished the job.
+
+        Nothing is kept of an attempt that has lost its job: nobody would ever delete it.
+        """
         key = _artifacts(attempt.job.id, attempt.token)
-        with self.redis.pipeline(transaction=False) as pipe:
+        with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(key, path, content)
             pipe.expire(key, UNCLAIMED_ARTIFACTS)
+            self._run["keep"]([_JOB + attempt.job.id, key], [attempt.token], client=pipe)
             pipe.execute()
 
     def get_artifact(self, job_id: str, path: str) -> bytes | None:
@@ -324,6 +355,19 @@ class Store:
         token: Any = self.redis.hget(_JOB + job_id, "token")
         content: Any = self.redis.hget(_artifacts(job_id, int(token)), path) if token else None
         return content  # type: ignore[no-any-return]
+
+    def _stored(self, job_id: str) -> Job | None:
+        """The job, whosesoever it is, even when its retention is over; None when there is none."""
+        found = dict(zip(_FIELDS, self.redis.hmget(_JOB + job_id, _FIELDS), strict=True))
+        return None if found["tenant"] is None else _job(job_id, found)
+
+    def _earlier(self, answer: Sequence[Any]) -> Accepted | None:
+        """The job that a key's earlier use made, as a script names it; None when it is gone."""
+        used, known, *submits = answer
+        if used != b"again":
+            raise IdempotencyError("this Idempotency-Key came before with another body")
+        job = self._stored(known.decode())
+        return None if job is None else Accepted(job, True, _submits(submits))
 
     @property
     def _lease_ms(self) -> int:
@@ -354,7 +398,7 @@ def create_call(
         int(admission.max_queue_time * 1000),
         _milliseconds(spec.deadline) if spec.deadline else "",
         *(_labels(spec), admission.policy),
-        hashlib.sha256(idempotency.body).hexdigest() if idempotency else "",
+        _digest(idempotency.body) if idempotency else "",
         actor,
     ]
 
@@ -369,7 +413,11 @@ def _artifacts(job_id: str, token: int) -> str:
 
 
 def _idempotency_key(project: str, key: str) -> str:
-    return f"stockade:idempotency:{project}:{hashlib.sha256(key.encode()).hexdigest()}"
+    return f"stockade:idempotency:{project}:{_digest(key.encode())}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _ending(result: JobResult) -> tuple[str, str, str]:
@@ -407,6 +455,7 @@ def _new_job(job_id: str, spec: JobSpec, admission: Admission, project: str, cre
 def _job(job_id: str, found: dict[str, Any]) -> Job:
     """The job of a hash's values; what was not asked for counts as not there."""
     result, started, finished = found.get("result"), found.get("started"), found.get("finished")
+    expires = found.get("expires")
     return Job.model_construct(
         id=job_id,
         tenant=found["tenant"].decode(),
@@ -417,5 +466,6 @@ def _job(job_id: str, found: dict[str, Any]) -> Job:
         created_at=instant(found["created"]),
         started_at=instant(started) if started else None,
         finished_at=instant(finished) if finished else None,
+        expires_at=instant(expires) if expires else None,
         result=JobResult.model_validate_json(result) if result else None,
     )

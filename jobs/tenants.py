@@ -7,7 +7,7 @@
     parent      id of its organisation; "" for an organisation
     created     ms since the epoch, by the server's clock
     weight      number
-    bounds      JSON object
+    bounds      JSON of `policies.bounds.Bounds`
     and one field for each of `Budgets` that is set, a number
 
 Each change is one Lua script, `jobs/lua/tenant_NAME.lua`.
@@ -26,6 +26,8 @@ from jobs.budgets import Budgets as Budgets
 from jobs.clock import instant
 from jobs.job import Tenant
 from jobs.scripts import script
+from policies.bounds import Bounds
+from policies.violation import violations
 
 DEFAULT = "default"
 """The name of the project that every organisation begins with."""
@@ -125,7 +127,7 @@ def set_tenant(
         tenant: whom.
         weight: its new weight.
         budgets: new value by the name of a budget; None takes that budget away.
-        bounds: the text of a JSON object.
+        bounds: the JSON of `policies.bounds.Bounds`.
 
     Returns:
         The tenant as it is with these changes.
@@ -135,7 +137,7 @@ def set_tenant(
     """
     given: dict[str, Any] = {} if weight is None else {"weight": weight}
     if bounds is not None:
-        given["bounds"] = _object(bounds)
+        given["bounds"] = _bounds(bounds)
     changed = _checked(tenant, given, budgets or {})
     written = {name: str(getattr(changed, name)) for name in given}
     written |= {
@@ -210,15 +212,13 @@ def _checked(tenant: Tenant, given: dict[str, Any], budgets: Mapping[str, Any]) 
         raise TenantError("; ".join(wrong)) from None
 
 
-def _object(text: str) -> str:
-    """The JSON object that `text` is, without spaces."""
+def _bounds(text: str) -> str:
+    """The bounds that `text` says, as they are stored: what cannot be read later would stop all jobs."""
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise TenantError(f"bounds: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise TenantError("bounds: must be a JSON object")
-    return json.dumps(value, separators=(",", ":"))
+        return Bounds.model_validate_json(text).model_dump_json(exclude_unset=True, exclude_none=True)
+    except ValidationError as error:
+        wrong = (f"bounds: {each.field or 'the whole'}: {each.message}" for each in violations(error, Bounds))
+        raise TenantError("; ".join(wrong)) from None
 
 
 def _load(redis: Redis, ids: list[bytes]) -> Iterable[Tenant]:

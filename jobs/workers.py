@@ -24,6 +24,9 @@ class HostFacts(Frozen):
 
     cgroup: str | None = Field(default=None, description='"v1" or "v2"; null when the launcher is not there.')
     kernel: str = Field(default="", description="The kernel's release.")
+    images: dict[str, str] = Field(
+        default_factory=dict, description="The images that it has: their digests by name; `host` by itself."
+    )
 
 
 class WorkerStatus(Frozen):

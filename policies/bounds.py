@@ -31,7 +31,7 @@ class Bounds(Frozen):
     """The most that a scope lets through, field by field; null, or left out, is no bound."""
 
     policies: (
-        Annotated[tuple[Pattern, ...], AfterValidator(simplest), Field(max_length=PATTERNS_MAX)] | None
+        Annotated[tuple[Pattern, ...], Field(max_length=PATTERNS_MAX), AfterValidator(simplest)] | None
     ) = Field(default=None, description="The policies that may be named; `*` and `?` match as in file names.")
     ceilings: LimitsRequest | None = Field(
         default=None,

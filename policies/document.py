@@ -156,14 +156,23 @@ def _out_of_order(
     defaults, ceilings = said.get("defaults", {}), said.get("ceilings", {})
     for name, most in LAUNCHER_MAX:
         if name in ceilings and ceilings[name] > most:
-            message = f"{ceilings[name]:g} is over {most:g}, the most that the launcher gives"
+            message = f"{ceilings[name]} is over {most}, the most that the launcher gives"
             yield _where(chain, origins, f"ceilings.{name}", message)
         if name in defaults and name in ceilings and defaults[name] > ceilings[name]:
-            ceiling = _where(chain, origins, f"ceilings.{name}", "")
-            message = (
-                f"{defaults[name]} is over its ceiling of {ceilings[name]} ({ceiling.file}:{ceiling.line})"
-            )
-            yield _where(chain, origins, f"defaults.{name}", message)
+            yield _over_ceiling(chain, origins, name, str(defaults[name]), str(ceilings[name]))
+
+
+def _over_ceiling(
+    chain: Sequence[Written], origins: Mapping[str, str], name: str, default: str, ceiling: str
+) -> Finding:
+    """Return a finding about a default and its ceiling, at the one that the lower of the documents says."""
+    low, high = (_where(chain, origins, f"{field}.{name}", "") for field in ("defaults", "ceilings"))
+    files = [each.marked.file for each in chain]
+    if files.index(low.file) >= files.index(high.file):
+        message = f"{default} is over its ceiling of {ceiling} ({high.file}:{high.line})"
+        return low.model_copy(update={"message": message})
+    message = f"{ceiling} is under its default of {default} ({low.file}:{low.line})"
+    return high.model_copy(update={"message": message})
 
 
 def _where(chain: Sequence[Written], origins: Mapping[str, str], path: str, message: str) -> Finding:

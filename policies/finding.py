@@ -26,12 +26,12 @@ class PolicyError(Exception):
     """Policy documents that are not as they must be.
 
     Attributes:
-        findings: everything that is wrong, not the first thing.
+        findings: everything that is wrong, not the first thing; by file and line.
     """
 
     def __init__(self, findings: Sequence[Finding]) -> None:
-        super().__init__("\n".join(map(str, findings)))
-        self.findings = tuple(findings)
+        self.findings = tuple(sorted(findings, key=lambda each: (each.file, each.line, each.path)))
+        super().__init__("\n".join(map(str, self.findings)))
 
 
 def sentence(found: Violation) -> str:

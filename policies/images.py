@@ -8,7 +8,7 @@ Several patterns joined by ` & ` must all match: that is how an effective policy
 from collections.abc import Iterable
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import StringConstraints
 
 PATTERN_MAX = 1024
 """Characters of one pattern, with all its parts."""
@@ -42,10 +42,6 @@ def common(ours: Iterable[str], theirs: Iterable[str]) -> tuple[str, ...]:
 def literal(pattern: str) -> bool:
     """Say whether `pattern` stands for one name only."""
     return not _WILD & set(pattern) and AND not in pattern
-
-
-Patterns = Annotated[tuple[Pattern, ...], AfterValidator(simplest), Field(max_length=PATTERNS_MAX)]
-"""A list of patterns in its one form."""
 
 
 def _both(one: str, other: str) -> str | None:

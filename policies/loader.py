@@ -140,14 +140,17 @@ def _platform(paths: Sequence[Path], findings: list[Finding]) -> tuple[Bounds, M
 
 def _resolve_all(written: Mapping[str, Written], findings: list[Finding]) -> dict[str, Resolved]:
     resolved = {}
-    told: set[Finding] = set()
+    told: set[tuple[str, int, str]] = set()
     broken = {Path(each.file).stem for each in findings}
     for name in sorted(written):
         try:
             resolved[name] = resolve(_chain(written[name], written, broken))
         except PolicyError as error:  # the same may be wrong with all that extend one document
-            findings.extend(each for each in error.findings if each not in told)
-            told.update(error.findings)
+            for each in error.findings:
+                place = (each.file, each.line, each.path)
+                if place not in told:
+                    findings.append(each)
+                told.add(place)
     return resolved
 
 

@@ -56,7 +56,8 @@ def read(path: Path) -> Marked:
     """
     file = str(path)
     try:
-        with path.open("rb") as opened:
+        # A pipe is refused, not waited for.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
             mode = os.fstat(opened.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise _wrong(file, 1, "is not a regular file")

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, Field, Strict, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from policies.images import Patterns, matches
+from policies.images import PATTERNS_MAX, Pattern, matches, simplest
 from policies.isolation import OCI, IsolationFloor, NetworkMode, SyscallProfile
 from policies.limits import COUNT_MAX, LAUNCHER_MAX, Limits
 from policies.model import Frozen
@@ -88,13 +88,15 @@ Version = Annotated[
     Field(description="The author's own label of this content; what counts is the digest."),
 ]
 Images = Annotated[
-    Patterns,
+    tuple[Pattern, ...],
     Field(
         min_length=1,
+        max_length=PATTERNS_MAX,
         description="The images that a job may name: by exact name, by digest (`name@sha256:…`) or by"
         " pattern, in which `*` and `?` match as in file names.",
         json_schema_extra={"x-kernel": "lower layers of the root overlay"},
     ),
+    AfterValidator(simplest),
 ]
 Syscalls = Annotated[
     SyscallProfile,
@@ -113,11 +115,11 @@ Network = Annotated[
 ]
 Capabilities = Annotated[
     tuple[Capability, ...],
-    AfterValidator(_sorted),
     Field(
         description="The capabilities that root of the job may have, in its own user namespace only.",
         json_schema_extra={"x-kernel": "CapBnd (PR_CAPBSET_DROP of all others)"},
     ),
+    AfterValidator(_sorted),
 ]
 User = Annotated[
     int,
@@ -135,22 +137,22 @@ Environment = Annotated[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")],
         Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\u0000]*$")],
     ],
-    AfterValidator(_fits),
     Field(
         max_length=ENVIRONMENT_MAX,
         description="Variables that every step gets: over the built-in PATH, HOME and LANG, under the"
         " request's own.",
         json_schema_extra={"x-kernel": "execve(2) envp"},
     ),
+    AfterValidator(_fits),
 ]
 Pools = Annotated[
     tuple[Name, ...],
-    AfterValidator(_once),
     Field(
         min_length=1,
         max_length=POOLS_MAX,
         description="The pools of workers that a job may name; the first is where it runs unasked.",
     ),
+    AfterValidator(_once),
 ]
 PriorityMax = Annotated[
     Priority,

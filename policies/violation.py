@@ -16,7 +16,6 @@ VIOLATIONS_MAX = 100
 """Violations of one request that are told; nobody reads more."""
 
 _KEY = "[key]"  # pydantic's mark for the key of a mapping, as against its value
-_step = re.compile(r"^(command|steps\[\d+\])\.")
 _plain_word = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
@@ -29,11 +28,6 @@ class Violation(Frozen):
         description="What may stand there: a bound, a list or a sentence; null if nothing."
     )
     message: str = Field(description="One sentence for people.")
-
-
-def rule_of(violation: Violation) -> str:
-    """Return the rule that was broken, the same for every step: "limits.memory", "image", "files"."""
-    return _step.sub("", violation.field)
 
 
 def field_path(location: Sequence[str | int]) -> str:

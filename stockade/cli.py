@@ -9,11 +9,12 @@ _COMMANDS = {
     "up": "stockade.up_command",
     "run": "stockade.run",
     "doctor": "stockade.doctor",
+    "image": "stockade.image_command",
     "tenant": "stockade.tenants",
     "key": "stockade.keys",
+    "policy": "stockade.policy_command",
     "usage": "stockade.usage_command",
     "audit": "stockade.audit_command",
-    "policy": "stockade.policy_command",
 }
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 
 SERVICE_USER = "stockade"
+IMAGES = "images"
+"""The store of images, below the state directory."""
 _SOCKET_PATH_MAX = 107  # bytes, unix(7)
 
 

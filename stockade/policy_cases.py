@@ -9,7 +9,7 @@
         expect: {admitted: true, pool: default, limits: {memory: 256MiB}}
       - name: more memory than the course may have
         request: {command: {argv: [./solution], limits: {memory: 8GiB}}}
-        expect: {violations: [limits.memory]}
+        expect: {violations: [command.limits.memory]}
 
 A request is one of `POST /v1/jobs`. `limits` are those of every step; `violations` are the rules that are broken,
 all of them, without the steps' numbers.
@@ -23,6 +23,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from jobs.rules import rule_of
 from jobs.spec import JobSpec
 from policies.bounds import Bounds
 from policies.document import validated
@@ -35,7 +36,7 @@ from policies.model import Frozen
 from policies.policy import Name
 from policies.priority import Priority
 from policies.scopes import PLATFORM
-from policies.violation import rule_of, violations
+from policies.violation import violations
 
 TESTS = "tests"
 
@@ -135,7 +136,7 @@ def _spec(case: Case, policy: str | None, marked: Marked, at: str) -> JobSpec:
 
 def _compared(expected: Expectation, found: Explanation) -> Iterator[tuple[str, str]]:
     """Yield what is not as expected: the field of the expectation, and a sentence."""
-    rules = sorted({rule_of(each) for each in found.violations})
+    rules = sorted({rule_of(each.field) for each in found.violations})
     if expected.violations is not None:
         if rules != sorted(set(expected.violations)):
             yield "violations", f"the rules that are broken are {', '.join(rules) or 'none: it is admitted'}"

@@ -39,6 +39,7 @@ from stockade.children import Child
 from worker import memfile
 from worker.admission import NotAdmittedError
 from worker.attempt import Planned, plan_of, result_of, stand_on_floor
+from worker.images.chosen import choose
 from worker.outcome import outcome_of
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
@@ -83,7 +84,12 @@ def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory of policies (YAML) beside the built-in ones.",
 )
-@click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run in.")
+@click.option(
+    "--image",
+    default=HOST_IMAGE,
+    show_default=True,
+    help="Image to run in; one of `stockade image list`, whatever images the policy names.",
+)
 @_limit_options
 @click.option(
     "--file",
@@ -130,7 +136,7 @@ def run(
             step["cwd"] = cwd
         asked = {"image": image, "policy": policy, "command": step, "files": [_file(each) for each in files]}
         admitted = _admitted(asked, policies)
-        with _session(state) as session:
+        with _session(state, image) as session:
             stand_on_floor(admitted.policy, session)
             status = (_run_captured if as_json else _run_straight)(session, admitted)
     except (click.ClickException, SandboxError, PolicyError, NotAdmittedError) as error:
@@ -183,6 +189,8 @@ def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
             known = ", ".join(found.policies)
             raise click.ClickException(f"there is no policy {spec.policy!r}, there are {known}")
         policy = effective(found.policies[spec.policy], [(PLATFORM, found.platform)])
+        # Who may import an image may run it: `images` is about callers of the service.
+        policy = policy.model_copy(update={"images": (spec.image,)})
         admission = admit(spec, policy)
     except ValidationError as error:
         raise click.ClickException(_sentences(violations(error, JobSpec))) from None
@@ -204,7 +212,7 @@ def _sentences(found: tuple[Violation, ...]) -> str:
 
 
 @contextmanager
-def _session(state: Path) -> Iterator[Session]:
+def _session(state: Path, image: str) -> Iterator[Session]:
     """A launcher of our own and the session with it; both, and all their files, are gone afterwards."""
     with ExitStack() as stack:
         try:
@@ -216,6 +224,8 @@ def _session(state: Path) -> Iterator[Session]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection = ("--connection", str(theirs.fileno()), "--state", str(scratch / "launcher"))
         argv = [sys.executable, "-I", "-m", "worker.sandbox.launcher", *connection, "--prepared", "0"]
+        if image != HOST_IMAGE:
+            argv += ["--images", str(state.absolute() / host.IMAGES)]
         launcher = Child("launcher", argv, scratch / "log", pass_fds=(theirs.fileno(),))
         stack.callback(launcher.stop, 20)
         launcher.start()
@@ -250,8 +260,9 @@ def _cancelled_by_signals(cancel: Callable[[], None]) -> Iterator[list[int]]:
 
 def _run_straight(session: Session, run: Run) -> int:
     """Run it on our own standard streams; say on standard error what stopped it, if something did."""
+    image = choose(session, run.spec.image)
     with _files(run) as files, _cancelled_by_signals(lambda: session.kill("cancelled")) as got:
-        session.run(plan_of(run.step, run.spec.image, run.policy), 0, 1, 2, files)
+        session.run(plan_of(run.step, image, run.policy), 0, 1, 2, files)
         report = session.receive()
     if report["op"] == "failed":
         raise SandboxError(report["step"], report["errno"], report["subject"], report["hint"])
@@ -264,7 +275,7 @@ def _run_captured(session: Session, run: Run) -> int:
     """Run it on no input, or on what is piped to us; print its result as one line of JSON."""
     stop = Stop()
     with _files(run) as files, _cancelled_by_signals(lambda: stop.ask(Reason.CANCELLED)) as got:
-        plan = plan_of(run.step, run.spec.image, run.policy)
+        plan = plan_of(run.step, choose(session, run.spec.image), run.policy)
         ended = supervise(session, plan, (0, files), run.limits.output, False, stop)
     result = result_of(run.step, ended)
     click.echo(result.model_dump_json())

@@ -13,6 +13,10 @@ from jobs import audit, tenants
 from jobs.budgets import Budgets
 from jobs.job import Tenant
 from jobs.keys import list_keys
+from policies.bounds import Bounds
+from policies.document import validated
+from policies.finding import PolicyError
+from policies.marked_yaml import parse
 from stockade.connection import connected, where
 from stockade.table import moment, print_table
 
@@ -136,7 +140,9 @@ def tenant_show(name: str, redis: str | None, state: Path) -> None:
     "--weight", type=float, help="Share of the slots while others want them too, relative to theirs."
 )
 @_budgets
-@click.option("--bounds", type=click.File(), help="File with a JSON object: what policies may allow at most.")
+@click.option(
+    "--bounds", type=click.File(), help="File (YAML or JSON) with bounds: what policies may allow at most."
+)
 @click.option("--no-bounds", is_flag=True, help="Take the bounds away.")
 @where
 def tenant_set(
@@ -150,12 +156,21 @@ def tenant_set(
 ) -> None:
     """Change weight, budgets or bounds of TENANT, an organisation or a project. `none` takes a budget away."""
     given = {budget: value[0] for budget, value in budgets.items() if value is not None}
-    text = "{}" if no_bounds else None if bounds is None else bounds.read()
+    text = "{}" if no_bounds else None if bounds is None else _bounds(bounds)
     with connected(redis, state) as client:
         found = _tenant_named(client, name)
         tenants.set_tenant(client, found, weight=weight, budgets=given, bounds=text)
         _record(client, "tenant.changed", found, weight=weight, budgets=given, bounds=text)
     click.echo(f"changed {found.name}")
+
+
+def _bounds(file: Any) -> str:
+    """The bounds in a file, as JSON; all that is wrong with them as a message, with lines."""
+    try:
+        found = validated(parse(file.read(), file.name), Bounds)
+    except PolicyError as error:
+        raise click.ClickException(str(error)) from None
+    return found.model_dump_json(exclude_unset=True, exclude_none=True)
 
 
 @tenant.command("remove")

@@ -85,6 +85,7 @@ class UpOptions:
     state: Path
     listen: str = "127.0.0.1:8000"
     slots: int | None = None
+    pools: tuple[str, ...] = ("default",)
     image_host: bool = True
     policies: Path | None = None
     metrics: str = "127.0.0.1:9464"
@@ -121,12 +122,13 @@ class Stack:
             listen=self.options.listen,
             policies=self.options.policies,
             metrics=self.options.metrics,
+            pools=self.options.pools,
             image_host=self.options.image_host,
             drain=max(0.0, self.options.grace - 2),
             **({"slots": self.options.slots} if self.options.slots else {}),
         )
         python = [sys.executable, "-I", "-m"]
-        launcher = launcher_command(settings, self.state / "launcher")
+        launcher = launcher_command(settings, self.state / "launcher", self.state / host.IMAGES)
         data = self.state / "valkey"
         server = valkey.command(data, durable=True, acl_file=self._users.acl_file)
         return [
@@ -202,11 +204,12 @@ class Stack:
         valkey.socket_path(self.state / "valkey").unlink(missing_ok=True)
 
 
-def launcher_command(settings: Settings, state: Path) -> list[str]:
+def launcher_command(settings: Settings, state: Path, images: Path) -> list[str]:
     """The argument list of the privileged launcher that serves ``settings.launcher`` and keeps ``state``."""
     return [
         *(sys.executable, "-I", "-m", "worker.sandbox.launcher"),
         *("--socket", str(settings.launcher), "--group", host.SERVICE_USER, "--state", str(state)),
+        *("--images", str(images)),
         *("--image-host", "on" if settings.image_host else "off"),
     ]
 

@@ -1,16 +1,25 @@
 """The command ``stockade up``: checks, start, what to tell the user, stop."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import click
 
 from jobs.settings import OFF
+from policies.policy import NAME_PATTERN
 from stockade import host, keys
 from stockade.children import ChildDied
 from stockade.tenants import DEFAULT_TENANT
 from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
+
+
+def _pools(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
+    if wrong := [name for name in names if not re.fullmatch(NAME_PATTERN, name)]:
+        raise click.BadParameter(f"{wrong[0]!r} is no name of a pool: use a-z, 0-9, '.', '_', '-'")
+    return names
 
 
 @click.command()
@@ -23,6 +32,13 @@ from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
 )
 @click.option("--listen", default="127.0.0.1:8000", show_default=True, help="HOST:PORT of the API.")
 @click.option("--slots", type=click.IntRange(1), help="Sandboxes at one time. [default: twice the cores]")
+@click.option(
+    "--pools",
+    callback=_pools,
+    default="default",
+    show_default=True,
+    help="Pools whose jobs the worker takes, with commas between.",
+)
 @click.option("--image-host/--no-image-host", default=True, show_default=True, help="Offer the image `host`.")
 @click.option(
     "--policies",
@@ -42,6 +58,7 @@ def up(
     state: Path,
     listen: str,
     slots: int | None,
+    pools: tuple[str, ...],
     image_host: bool,
     policies: Path | None,
     metrics: str,
@@ -57,7 +74,7 @@ def up(
         policies = policies.absolute()
         fix = "Put them elsewhere, for example in /etc/stockade/policies"
         host.require_reachable(policies, "the policies", fix)
-    options = UpOptions(claim_state(state), listen, slots, image_host, policies, metrics, grace)
+    options = UpOptions(claim_state(state), listen, slots, pools, image_host, policies, metrics, grace)
     with host.locked(options.state):
         host.require_free(listen)
         _serve(Stack(options))

@@ -151,6 +151,23 @@ def identity(path: Path) -> tuple[Any, ...]:
     )
 
 
+def descriptors(launcher: int) -> int:
+    """How many the launcher has open, but for its id ranges: those are kept, as many as were in use at one time."""
+    directory = Path(f"/proc/{launcher}/fd")
+    return (
+        sum(not _target(path).startswith("user:") for path in directory.iterdir())
+        if directory.exists()
+        else 0
+    )
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
 def shmem() -> int:
     """Bytes of Shmem in /proc/meminfo."""
     match = re.search(r"^Shmem:\s+(\d+) kB", read("/proc/meminfo"), re.M)
@@ -178,13 +195,12 @@ class Census:
 def take(launcher: int, state: Path, source: Path) -> Census:
     """Count now. ``source`` is the directory of the code that the launcher runs."""
     mounts = re.sub(r"^\d+ \d+ \d+:\d+ ", "", read(f"/proc/{launcher}/mountinfo"), flags=re.M)
-    descriptors = os.listdir(f"/proc/{launcher}/fd") if Path(f"/proc/{launcher}").exists() else []
     return Census(
         processes=job_processes(launcher),
         helpers=helpers(launcher),
         cgroups=cgroups(launcher),
         mounts=frozenset(mounts.splitlines()),
-        descriptors=len(descriptors),
+        descriptors=descriptors(launcher),
         links=frozenset(line.split(":")[0].strip() for line in read("/proc/net/dev").splitlines()[2:]),
         loop_devices=frozenset(str(path) for path in Path("/sys/block").glob("loop*/loop/backing_file")),
         state=tree(state),

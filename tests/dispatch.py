@@ -18,6 +18,13 @@ def open_window(redis: Redis, slots: int = 1000, pools: tuple[str, ...] = ("defa
     redis.hset("stockade:slots", mapping=dict.fromkeys(pools, slots))
 
 
+def make_project(redis: Redis, project: str) -> str:
+    """Write the record of a project of this id, with no organisation and no limits, and return the id."""
+    plain = {"id": project, "name": project, "parent": "", "created": 0, "weight": 1, "bounds": "{}"}
+    redis.hset(f"stockade:tenant:{project}", mapping=plain)
+    return project
+
+
 def worker_status(name: str, launcher: str | None = None) -> WorkerStatus:
     """What a worker of four slots says; `launcher`: what is wrong with its launcher."""
     return WorkerStatus(name=name, slots=4, running=0, pools=("default",), launcher=launcher)

@@ -44,3 +44,17 @@ def test_the_launcher_starts_without_any_installed_package() -> None:
     assert "worker.sandbox.launcher" in loaded
     ours = {name for name in loaded if name not in ("worker", "worker.sandbox", "__main__")}
     assert {name for name in ours if not name.startswith("worker.sandbox.")} == set()
+
+
+def test_what_handles_an_images_bytes_starts_without_any_installed_package() -> None:
+    """The confined children hold themselves, a little of the sandbox, and the standard library."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import worker.images.unpacker, worker.images.decompressor\n"
+        "print(*[m for m in sys.modules if m.partition('.')[0] not in sys.stdlib_module_names])"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "worker.images.unpacker" in loaded
+    roots = {".".join(name.split(".")[:2]) for name in loaded if name != "__main__"}
+    assert roots == {"worker", "worker.images", "worker.sandbox"}

@@ -20,6 +20,7 @@ from policies.policy import Policy
 from worker import memfile
 from worker.admission import Policies, admitted_again, demand_floor
 from worker.artifacts import collect
+from worker.images.chosen import Chosen, choose
 from worker.live import Broadcast, Live
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
@@ -32,7 +33,7 @@ ENVIRONMENT = {
     "HOME": "/work",
     "LANG": "C.UTF-8",
 }
-"""What every program finds in its environment, unless its step says otherwise."""
+"""What every program finds in its environment, unless its image or its step says otherwise."""
 HOSTNAME = "sandbox"
 LAUNCHER_PATIENCE = 10.0
 """Seconds to wait for a launcher that does not answer: one that is restarted."""
@@ -74,8 +75,10 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
     try:
         with _session(workshop.launcher, stop) as session, workshop.live.of(attempt) as broadcast:
             stand_on_floor(policy, session)
+            image = choose(session, attempt.job.spec.image)
             for step in steps:
-                ended = _run(session, step, policy, attempt.job.spec, stop, broadcast)
+                plan = plan_of(step, image, policy)
+                ended = _run(session, step, plan, attempt.job.spec, stop, broadcast)
                 results.append(result_of(step, ended))
                 if not results[-1].outcome.succeeded:
                     break
@@ -139,7 +142,7 @@ def _session(launcher: Path, stop: Stop) -> Session:
 
 
 def _run(
-    session: Session, step: Planned, policy: Policy, spec: JobSpec, stop: Stop, broadcast: Broadcast
+    session: Session, step: Planned, plan: dict[str, Any], spec: JobSpec, stop: Stop, broadcast: Broadcast
 ) -> Ended:
     """Run one step; the first one brings the job's files into the workspace."""
     with ExitStack() as stack:
@@ -151,7 +154,6 @@ def _run(
 
         stdin = memory("stdin", [step.asked.stdin.data])
         files = memory("files", memfile.packed(spec.files)) if spec.files and step.index == 0 else None
-        plan = plan_of(step, spec.image, policy)
         kill = step.asked.on_output_limit == "kill"
 
         def heard(stream: Stream, chunk: bytes) -> None:
@@ -169,14 +171,16 @@ def _phase(name: str) -> AbstractContextManager[None]:
     return metrics.timed("sandbox_phase_seconds", phase=name)
 
 
-def plan_of(step: Planned, image: str, policy: Policy) -> dict[str, Any]:
+def plan_of(step: Planned, image: Chosen, policy: Policy) -> dict[str, Any]:
     """The step as the launcher takes it; the limit `output` is the worker's own to keep."""
+    user, group = image.ids(policy)
     return {
-        "image": image,
+        "image": image.digest,
         "argv": list(step.asked.argv),
-        "env": ENVIRONMENT | policy.environment | step.asked.env,
-        "cwd": step.asked.cwd,
-        "user": policy.user,
+        "env": ENVIRONMENT | image.env | policy.environment | step.asked.env,
+        "cwd": image.cwd(step.asked),
+        "user": user,
+        "group": group,
         "hostname": HOSTNAME,
         "syscalls": str(policy.syscalls),
         "capabilities": [str(capability) for capability in policy.capabilities],

@@ -149,4 +149,4 @@ def launcher_state(path: Path) -> tuple[str | None, HostFacts]:
     except SandboxError as error:
         reason = os.strerror(error.errno) if error.errno else error.hint
         return f"The launcher does not answer on {path}: {reason}.", HostFacts()
-    return None, HostFacts(cgroup=about["cgroup"], kernel=about["kernel"])
+    return None, HostFacts(**{name: about[name] for name in HostFacts.model_fields})

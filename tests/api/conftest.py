@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -80,17 +81,20 @@ class Worker:
         assert attempt is not None
         return attempt
 
-    def finish(
+    def finish(self, job_id: str, **ended: Any) -> None:
+        """Claim a job and end it well, with these outputs and files (see `end`)."""
+        assert self.end(self.claim(job_id), **ended)
+
+    def end(
         self,
-        job_id: str,
+        attempt: Attempt,
         *,
         stdout: Output | None = None,
         stderr: Output | None = None,
         files: dict[str, bytes] | None = None,
         errors: tuple[ArtifactError, ...] = (),
-    ) -> None:
-        """Claim a job and end it well, with these outputs and files."""
-        attempt = self.claim(job_id)
+    ) -> bool:
+        """End an attempt well, with these outputs and files; whether it still could."""
         step = step_result(stdout or Output.of(b""), stderr or Output.of(b""))
         artifacts = []
         for path, content in (files or {}).items():
@@ -99,7 +103,7 @@ class Worker:
         result = JobResult(
             outcome=step.outcome, steps=(step,), artifacts=tuple(artifacts), artifact_errors=errors
         )
-        assert self.store.finish(attempt, result)
+        return self.store.finish(attempt, result)
 
 
 @pytest.fixture(scope="session", autouse=True)

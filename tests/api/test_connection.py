@@ -112,3 +112,44 @@ def test_pipelined_requests_are_answered_in_order(connect: Callable[[], socket.s
         said = everything(opened)
     assert said.count(b"HTTP/1.1 200 ") == 2
     assert said.count(b"HTTP/1.1 404 ") == 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n X: folded\r\n\r\n",
+        b"GET /healthz HTTP/1.1\nHost: x\n\n",
+        b"GET /healthz HTTP/9.9\r\nHost: x\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+    ],
+)
+def test_nothing_is_smuggled_behind_a_doubtful_request(
+    connect: Callable[[], socket.socket], request_: bytes
+) -> None:
+    """What two parsers could read in two ways is 400, as a problem, and what follows on the connection is not read."""
+    opened = connect()
+    opened.sendall(request_ + b"GET /healthz HTTP/1.1\r\nHost: smuggled\r\n\r\n")
+    said = everything(opened)
+    assert said.startswith(b"HTTP/1.1 400 "), said
+    assert b"urn:stockade:problem:malformed" in said
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_body_that_breaks_off_its_chunks_is_malformed(
+    connect: Callable[[], socket.socket], key: str
+) -> None:
+    """A chunk that is none, after a head that was well: 400, once, and the end."""
+    opened = connect()
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+    opened.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
+    time.sleep(0.1)
+    opened.sendall(b"no chunk\r\n")
+    said = everything(opened)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1

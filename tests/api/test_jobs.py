@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -135,10 +136,55 @@ def test_a_running_job_is_cancelled_soon(client: httpx.Client, worker: Any) -> N
     assert client.post(f"/v1/jobs/{job['id']}:cancel").json()["state"] == "cancelling"
 
 
+def test_a_job_tells_what_it_was_given(client: httpx.Client, store: Store, worker: Any) -> None:
+    """Labels, pool, priority and deadline; its place while it waits; when it is deleted once it is finished."""
+    open_window(store.redis, slots=0)
+    body = TRUE | {"labels": {"a": "1"}, "priority": "low", "deadline": "2999-01-01T00:00:00Z"}
+    low, normal = submit(client, body), submit(client)
+    assert (low["labels"], low["pool"], low["priority"]) == ({"a": "1"}, "default", "low")
+    assert (low["deadline"], low["expires_at"]) == ("2999-01-01T00:00:00Z", None)
+    assert (normal["labels"], normal["deadline"], normal["priority"]) == ({}, None, "normal")
+    assert (low["queue_position"], normal["queue_position"]) == (0, 0)
+    assert client.get(f"/v1/jobs/{low['id']}").json()["queue_position"] == 1
+    open_window(store.redis)
+    worker.finish(low["id"])
+    done = client.get(f"/v1/jobs/{low['id']}").json()
+    stored = store.get(low["id"])
+    assert stored is not None
+    assert done["queue_position"] is None
+    kept = datetime.fromisoformat(done["expires_at"]) - datetime.fromisoformat(done["finished_at"])
+    assert kept.total_seconds() == stored.admission.retention
+    assert submit(client)["queue_position"] is None
+
+
+def test_a_finished_job_can_be_deleted(client: httpx.Client, worker: Any) -> None:
+    """204 without a body; afterwards it does not exist in any way."""
+    job = submit(client)
+    worker.finish(job["id"], files={"a": b"1"})
+    answer = client.delete(f"/v1/jobs/{job['id']}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    for path in ("", "/steps/0/stdout", "/artifacts", "/artifacts/a", "/events"):
+        assert client.get(f"/v1/jobs/{job['id']}{path}").status_code == 404
+    assert client.delete(f"/v1/jobs/{job['id']}").status_code == 404
+    assert client.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_a_job_that_has_not_finished_is_not_deleted(client: httpx.Client, worker: Any) -> None:
+    """409 that says what to do first; waiting or running, the job goes on."""
+    waiting, running = submit(client), submit(client)
+    worker.claim(running["id"])
+    for job in (waiting, running):
+        answer = client.delete(f"/v1/jobs/{job['id']}")
+        assert answer.status_code == 409
+        assert answer.json()["type"] == "urn:stockade:problem:not-finished"
+        assert "cancel it first" in answer.json()["detail"]
+        assert client.get(f"/v1/jobs/{job['id']}").status_code == 200
+
+
 def test_the_job_of_another_tenant_does_not_exist(
     client: httpx.Client, served: Any, other_key: str, worker: Any
 ) -> None:
-    """Look, wait, cancel, output and artifacts answer exactly as for a job that never was."""
+    """Look, wait, cancel, delete, output and artifacts answer exactly as for a job that never was."""
     job = submit(client)
     worker.finish(job["id"], files={"a": b"secret"})
     paths = ["", "?wait=1", "/steps/0/stdout", "/steps/0/stderr", "/artifacts", "/artifacts/a"]
@@ -146,6 +192,7 @@ def test_the_job_of_another_tenant_does_not_exist(
         for job_id in (job["id"], "job_000000000000000000000000"):
             answers = [other.get(f"/v1/jobs/{job_id}{path}") for path in paths]
             answers.append(other.post(f"/v1/jobs/{job_id}:cancel"))
+            answers.append(other.delete(f"/v1/jobs/{job_id}"))
             assert {answer.status_code for answer in answers} == {404}
             assert len({answer.content for answer in answers}) == 1
     assert client.get(f"/v1/jobs/{job['id']}").json()["state"] == "finished"
@@ -158,6 +205,7 @@ def test_what_is_no_job_id_is_404(client: httpx.Client, job_id: str) -> None:
     """Whatever stands in the place of an id, the answer is that there is no such job."""
     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
     assert client.post(f"/v1/jobs/{job_id}:cancel").status_code == 404
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 404
 
 
 STEP = {"argv": ["true"]}

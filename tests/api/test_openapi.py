@@ -1,6 +1,8 @@
 """The OpenAPI description is exact: every answer that it names is provoked, and is as it says."""
 
+import importlib
 import json
+import pkgutil
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,8 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobs import keys, webhooks
+import api
+from jobs import keys, tenants, webhooks
 from jobs.job import Tenant
 from jobs.keys import Scope
 from jobs.outcome import ArtifactError, Output
@@ -93,10 +96,13 @@ class Witness:
 
 ADDRESSES = [
     ("POST", "/v1/jobs"),
+    ("GET", "/v1/jobs"),
+    ("POST", "/v1/jobs:batch"),
     ("GET", "/v1/jobs/job_1"),
+    ("DELETE", "/v1/jobs/job_1"),
     ("POST", "/v1/jobs/job_1:cancel"),
-    ("GET", "/v1/jobs/job_1/events"),
     ("POST", "/v1/jobs:explain"),
+    ("GET", "/v1/jobs/job_1/events"),
     ("GET", "/v1/jobs/job_1/steps/0/stdout"),
     ("GET", "/v1/jobs/job_1/steps/0/stderr"),
     ("GET", "/v1/jobs/job_1/artifacts"),
@@ -123,6 +129,7 @@ ADDRESSES = [
 ]
 BODIES: dict[str, Any] = {
     "/v1/jobs": {"command": []},
+    "/v1/jobs:batch": {"jobs": []},
     "/v1/jobs:explain": {"command": []},
     "/v1/keys": {"name": ""},
     "/v1/webhooks": {"url": ""},
@@ -160,12 +167,12 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get("/readyz")
     client.get("/v1/policies")
     client.get("/v1/policies/default")
+    client.post("/v1/jobs:explain", json=TRUE)
+    client.post("/v1/jobs:explain", json={"command": ["a"], "policy": "nothing"})
     client.get("/v1/quota")
     client.get("/v1/usage")
     client.get("/v1/usage?format=csv")
     client.get("/v1/audit")
-    client.post("/v1/jobs:explain", json=TRUE)
-    client.post("/v1/jobs:explain", json={"command": ["a"], "policy": "nothing"})
     job_id = client.post("/v1/jobs", json=TRUE).json()["id"]
     client.get(f"/v1/jobs/{job_id}")
     client.get(f"/v1/jobs/{job_id}/artifacts")
@@ -181,6 +188,7 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get(f"/v1/jobs/{job_id}/steps/0/stdout")
     client.get(f"/v1/jobs/{job_id}/steps/0/stderr")
     provoke_keys(client)
+    provoke_lists(client, store)
     events = client.get(f"/v1/jobs/{job_id}/events").text
     assert {"event: output", "event: gap", "event: finished"} <= set(events.splitlines())
     client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": "1f-0-0-0"})
@@ -188,6 +196,25 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.post(f"/v1/jobs/{waiting}:cancel")
     worker.claim(running)
     client.post(f"/v1/jobs/{running}:cancel")
+
+
+def provoke_lists(client: httpx.Client, store: Any) -> None:
+    """Jobs in lists and in batches, again and over a budget; and the end of one."""
+    key = {"Idempotency-Key": "a"}
+    job_id = client.post("/v1/jobs", json=TRUE, headers=key).json()["id"]
+    assert client.post("/v1/jobs", json=TRUE, headers=key).json()["id"] == job_id
+    client.post("/v1/jobs", json={"command": ["false"]}, headers=key)
+    client.delete(f"/v1/jobs/{job_id}")
+    client.post(f"/v1/jobs/{job_id}:cancel")
+    assert len(client.get("/v1/jobs?limit=2").json()["jobs"]) == 2
+    client.get("/v1/jobs?cursor=nothing")
+    client.delete(f"/v1/jobs/{job_id}")
+    project = tenants.list_tenants(store.redis)[-1]
+    tenants.set_tenant(store.redis, project, budgets={"submits_per_minute": 1})
+    items = client.post("/v1/jobs:batch", json={"jobs": [TRUE, {}, TRUE]}, headers=key).json()["items"]
+    assert [item["status"] for item in items] == [201, 422, 429]
+    client.post("/v1/jobs", json=TRUE)
+    tenants.set_tenant(store.redis, project, budgets={"submits_per_minute": None})
 
 
 def provoke_keys(client: httpx.Client) -> None:
@@ -298,14 +325,17 @@ def test_every_described_answer_is_given_and_every_given_one_described(
     assert witness.seen == described
 
 
-def test_every_route_is_described(served: Any, description: dict[str, Any]) -> None:
-    """Whatever answers under /v1, and the health of the service, is in the description."""
-    routes = set()
-    for route in served.app.router.routes:
-        if getattr(route, "include_in_schema", False):
-            routes.add(route.path_format)
-    assert {path for path in routes if path.startswith("/v1")} <= set(description["paths"])
-    assert {"/healthz", "/readyz"} <= set(description["paths"])
+def test_every_route_is_described(description: dict[str, Any]) -> None:
+    """Each route of each module of the API is in the description, and nothing else is."""
+    modules = [importlib.import_module(f"api.{each.name}") for each in pkgutil.iter_modules(api.__path__)]
+    routers = [module.router for module in modules if hasattr(module, "router")]
+    routes = {
+        (method, route.path_format)
+        for router in routers
+        for route in router.routes
+        for method in route.methods
+    }
+    assert routes == {(method, path) for method, path, _ in operations(description)}
 
 
 def test_what_needs_a_key_says_so(description: dict[str, Any]) -> None:
@@ -320,6 +350,17 @@ def test_every_reference_leads_somewhere(description: dict[str, Any]) -> None:
     """Each $ref names a schema that is there, and no schema is there for nothing."""
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(description)))
     assert names == set(description["components"]["schemas"])
+
+
+def test_a_batch_has_jobs_as_one_alone_has(client: httpx.Client, description: dict[str, Any]) -> None:
+    """The jobs of a batch have the schema of a job; its example is valid and accepted."""
+    content = description["paths"]["/v1/jobs:batch"]["post"]["requestBody"]["content"]["application/json"]
+    schema = description["components"]["schemas"]["Batch"]
+    assert schema["properties"]["jobs"]["items"] == {"$ref": f"#/components/schemas/{JobSpec.__name__}"}
+    for example in content["examples"].values():
+        validate(example["value"], content["schema"], description)
+        answer = client.post("/v1/jobs:batch", json=example["value"])
+        assert {item["status"] for item in answer.json()["items"]} == {201}
 
 
 def test_the_examples_are_accepted(client: httpx.Client, description: dict[str, Any]) -> None:

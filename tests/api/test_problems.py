@@ -65,16 +65,30 @@ def test_the_frameworks_own_refusals_are_problems_too(
     assert Problem.model_validate_json(answer.content).status == status
 
 
-def test_a_wrong_method_is_told_the_right_ones(client: httpx.Client) -> None:
-    """405 has an Allow header (RFC 9110)."""
-    assert client.delete("/v1/jobs").headers["allow"] == "POST"
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/jobs/job_1", "DELETE, GET"),
+        ("/v1/jobs/job_1:cancel", "POST"),
+        ("/v1/jobs/job_1/artifacts/a:b/c", "GET"),
+        ("/v1/webhooks/wh_1", "DELETE, GET, PATCH"),
+        ("/docs", "GET"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(client: httpx.Client, path: str, methods: str) -> None:
+    """405 has an Allow header with every method of the address (RFC 9110), whichever routes they come from."""
+    answer = client.put(path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == methods
+    assert answer.json()["detail"] == f"PUT is not one of the methods of this address: {methods}."
 
 
 @pytest.mark.parametrize("error", [RedisError("gone")])
 def test_a_failing_redis_is_503_naming_it(error: Exception) -> None:
     """Whether the store or the queue says so, the caller reads `redis`."""
     app = FastAPI()
-    problems.install(app)
+    problems.install(app, ())
 
     @app.get("/")
     async def fail() -> None:

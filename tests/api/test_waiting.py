@@ -21,7 +21,7 @@ from jobs.spec import JobSpec
 from jobs.store import Store, connect
 from policies.admission import admit
 from policies.loader import load_policies
-from tests.dispatch import open_window
+from tests.dispatch import make_project, open_window
 
 SPEC = JobSpec(command={"argv": ("true",)})  # type: ignore[arg-type]
 PROMPT = 2.0  # seconds within which news must have come, on a busy machine; the recheck is after 60
@@ -29,7 +29,8 @@ PROMPT = 2.0  # seconds within which news must have come, on a busy machine; the
 
 def make_job(store: Store) -> JobView:
     """A stored job."""
-    return view(store.create(SPEC, admit(SPEC, load_policies()["default"]), "tenant_1").job)
+    project = make_project(store.redis, "tenant_1")
+    return view(store.create(SPEC, admit(SPEC, load_policies()["default"]), project).job)
 
 
 @asynccontextmanager

@@ -11,6 +11,16 @@ from tests.e2e.service import Service
 from tests.stack import Up, cgroups_of, left_of, still_there
 
 SLOTS = 4
+POOLED = """\
+name: pooled
+extends: default
+version: "1"
+description: Runs in two pools that there are, and in one that there is not.
+pools: [default, bigmem, nobody]
+defaults: {wall_time: 60s}
+"""
+IMAGES = 'name: images\nextends: default\nversion: "1"\nimages: ["tools:*"]\n'
+"""Beside the built-in ones: a policy whose jobs run in imported images."""
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +29,11 @@ def _running() -> Iterator[Service]:
     home.mkdir(mode=0o755)
     up = Up(home / "state")
     try:
-        up.start("--slots", str(SLOTS), "--grace", "2")
+        (policies := home / "policies").mkdir(mode=0o755)
+        (policies / "images.yaml").write_text(IMAGES)
+        (policies / "pooled.yaml").write_text(POOLED)
+        places = ("--policies", str(policies), "--pools", "default,bigmem")
+        up.start("--slots", str(SLOTS), "--grace", "2", *places)
         with up.client() as client:
             yield Service(up, client)
         cgroups = cgroups_of(up.state)

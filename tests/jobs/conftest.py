@@ -13,7 +13,7 @@ from jobs.spec import JobSpec
 from jobs.store import Store, connect
 from policies.admission import admit
 from policies.loader import load_policies
-from tests.dispatch import open_window
+from tests.dispatch import make_project, open_window
 
 TENANT = "tenant_a"
 
@@ -40,6 +40,7 @@ def submit(store: Store) -> Submit:
 
     def put(tenant: str = TENANT, **body: Any) -> Job:
         spec = JobSpec.model_validate_json(json.dumps(body or {"command": ["true"]}))
-        return store.create(spec, admit(spec, load_policies()[spec.policy]), tenant).job
+        project = make_project(store.redis, tenant)
+        return store.create(spec, admit(spec, load_policies()[spec.policy]), project).job
 
     return put

@@ -16,7 +16,7 @@ from jobs.job import JobResult, JobState, Tenant
 from jobs.outcome import Artifact
 from jobs.store import BudgetExceededError, Store
 from jobs.tenants import create_tenant, get_tenant, set_tenant
-from tests.dispatch import DONE, open_window, published
+from tests.dispatch import DONE, make_project, open_window, published
 from tests.jobs.played import SPEC, admission, fill
 from tests.jobs.results import step_result
 
@@ -185,7 +185,7 @@ def test_used_up_time_holds_back_what_waits(store: Store, redis: Redis, project:
     attempt = store.claim(first, 1, "w")
     assert attempt is not None
     store.finish(attempt, JobResult(outcome=DONE.outcome, steps=(step_result(cpu_time=5),)))
-    other = store.create(SPEC, admission(), "other").job.id
+    other = store.create(SPEC, admission(), make_project(redis, "other")).job.id
     assert [job_id for job_id, _ in published(redis)][1:] == [other]
     parked: Any = redis.zrange("stockade:parked", 0, -1, withscores=True)
     assert [name.decode() for name, _ in parked] == [f"default|{limit}"]

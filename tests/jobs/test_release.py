@@ -13,13 +13,14 @@ from redis import Redis
 from jobs.job import Job, Tenant
 from jobs.store import Idempotency, Store
 from jobs.tenants import create_tenant, get_tenant, remove_tenant, set_tenant
-from tests.dispatch import DONE, open_window, published
+from tests.dispatch import DONE, make_project, open_window, published
 from tests.jobs.played import SPEC, PlayedWorkers, admission, fill
 
 
 @pytest.fixture
 def store(redis: Redis) -> Store:
-    """A store without workers."""
+    """A store without workers, and a project "p"."""
+    make_project(redis, "p")
     return Store(redis, lease=3600)
 
 
@@ -268,6 +269,7 @@ def test_a_key_that_is_used_again_is_remembered_again(store: Store, redis: Redis
     first = store.create(SPEC, admission(), "p", idempotency=key).job
     store.cancel(first.id, "p")
     redis.hset(f"stockade:job:{first.id}", "expires", 1)
+    redis.delete(*redis.keys("stockade:idempotency:*"))  # it expires at the same moment
     redis.zadd("stockade:expiry", {first.id: 1})
     second = store.create(SPEC, admission(), "p", idempotency=key)
     assert not second.again

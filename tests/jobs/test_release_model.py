@@ -33,14 +33,14 @@ from jobs.workers import Workers, WorkerStatus
 from policies.admission import admit
 from policies.loader import load_policies
 from policies.policy import Priority
-from tests.dispatch import published
+from tests.dispatch import make_project, published
 from tests.jobs.release_model import Model, Tenant
 from tests.jobs.results import step_result
 
 POOLS = ["default", "bigmem"]
 ORGANISATIONS = {"org_a": ["a1", "a2"], "org_b": ["b1"]}
 PROJECTS = [*(project for projects in ORGANISATIONS.values() for project in projects), "alone"]
-"""`alone` is in no organisation, and not even in the store."""
+"""`alone` is in no organisation."""
 TENANTS = [*ORGANISATIONS, *(project for project in PROJECTS if project != "alone")]
 SPEC = JobSpec.model_validate_json('{"command": ["true"]}')
 ADMISSION = admit(SPEC, load_policies()["default"])
@@ -59,6 +59,7 @@ def make_tenants(redis: Redis) -> dict[str, Tenant]:
             keys += [f"stockade:tenant:{organisation}", f"stockade:tenant:{member}"]
             name = organisation if number == 0 else ""
             make(keys, [organisation, name, member, f"{organisation}/{member}", "stockade:tenant:"])
+    make_project(redis, "alone")
     parents = {member: organisation for organisation, members in ORGANISATIONS.items() for member in members}
     return {name: Tenant(parents.get(name)) for name in [*ORGANISATIONS, *PROJECTS]}
 

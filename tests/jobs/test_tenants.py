@@ -124,6 +124,8 @@ def test_budgets_are_plain_numbers_for_lua(redis: Redis, project: Tenant) -> Non
         {"budgets": {"weight": 3}},
         {"budgets": {"parent": None, "id": 3}},
         {"bounds": "[]"},
+        {"bounds": '{"memory": 1}'},
+        {"bounds": '{"retention": -1}'},
         {"bounds": "{"},
         {"bounds": '"x"'},
     ],

@@ -1,11 +1,16 @@
 """Policies: data with a digest, whose parts cannot contradict each other."""
 
+import json
 from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from policies import syscalls
+from policies.isolation import SyscallProfile
 from policies.limits import LAUNCHER_MAX, LimitsRequest
 from policies.loader import load_policies
 from policies.policy import Capability, Policy
@@ -124,3 +129,22 @@ def test_images_match_like_file_names() -> None:
     assert policy.allows_image("registry.example/py:3.11")
     assert not policy.allows_image("HOST")
     assert not policy.allows_image("registry.example/python:3.11")
+
+
+def test_the_syscall_profiles_are_in_order_of_strictness() -> None:
+    """Every profile that can be named is there, and lets through no call that the next one refuses outright."""
+    directory = Path(syscalls.__path__[0])
+
+    def passed(name: str) -> set[str]:
+        profile = json.loads((directory / f"{name}.json").read_text())
+        above = passed(profile["extends"]) if "extends" in profile else set()
+        return above | {
+            call
+            for rule in profile["syscalls"]
+            if rule["action"] == "SCMP_ACT_ALLOW"
+            for call in rule["names"]
+        }
+
+    assert {path.stem for path in directory.glob("*.json")} == set(SyscallProfile)
+    allowed = [passed(profile) for profile in SyscallProfile]
+    assert all(less <= more for less, more in pairwise(allowed))

@@ -57,13 +57,21 @@ def test_every_budget_can_be_set_and_taken_away(redis: Redis) -> None:
 
 
 def test_bounds_come_from_a_file(redis: Redis, tmp_path: Path) -> None:
-    """A JSON object is kept as it is, anything else refused, and --no-bounds takes them away."""
+    """Bounds as YAML or JSON are kept, anything else is refused with lines, and --no-bounds takes them away."""
     stockade("tenant", "create", "acme")
     file = tmp_path / "bounds.json"
     for text, kept in (("{}", "{}"), ('{"pools":\n ["default"]}', '{"pools":["default"]}')):
         file.write_text(text)
         assert stockade("tenant", "set", "acme", "--bounds", str(file)).exit_code == 0
         assert f"bounds                      {kept}\n" in stockade("tenant", "show", "acme").output
+    file.write_text("# YAML too\nceilings:\n  memory: 1MiB\n  memmory: 1\n")
+    result = stockade("tenant", "set", "acme", "--bounds", str(file))
+    assert result.exit_code == 1
+    assert "bounds.json:3: ceilings.memory: must be at least" in result.output
+    assert "bounds.json:4: ceilings.memmory: is not a field" in result.output
+    file.write_text("# YAML too\nceilings:\n  memory: 64MiB\n")
+    assert stockade("tenant", "set", "acme", "--bounds", str(file)).exit_code == 0
+    assert '{"ceilings":{"memory":67108864}}' in stockade("tenant", "show", "acme").output
     file.write_text("[1]")
     assert stockade("tenant", "set", "acme", "--bounds", str(file)).exit_code == 1
     assert stockade("tenant", "set", "acme", "--no-bounds").exit_code == 0

@@ -17,6 +17,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from jobs import keys, tenants
 from jobs.eviction import eviction_policy
 from jobs.job import Attempt, JobResult, Tenant
+from jobs.listing import JobFilter, list_jobs
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.queue import celery_app
 from jobs.settings import Settings
@@ -120,6 +121,10 @@ def test_every_role_does_its_work(clients: dict[User, Redis], users: Users, proj
     Workers(worker).farewell("w")
     assert front.get(ids[0], project.id) is not None
     assert front.get_artifact(ids[0], "a") == b"1"
+    assert front.recall(project.id, Idempotency("key 0", b"{}")) is not None
+    listed = list_jobs(api, project.id, JobFilter(), limit=2)
+    assert listed.next is not None
+    assert {job.id for job in listed.jobs} < set(ids)
     assert front.delete(ids[0], project.id)
     assert eviction_policy(api) == eviction_policy(worker) == "noeviction"
     assert refused(admin) == []

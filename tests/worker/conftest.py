@@ -24,7 +24,7 @@ from jobs.workers import Workers as WorkersOf
 from policies.admission import admit
 from policies.loader import load_policies
 from policies.policy import Policy
-from tests.dispatch import open_window
+from tests.dispatch import make_project, open_window
 from tests.worker.fake_launcher import FakeLauncher
 from worker.admission import Policies
 from worker.attempt import Workshop
@@ -84,7 +84,8 @@ def submit(store: Store) -> Submit:
 
     def put(policy: Policy | None = None, /, **body: Any) -> Job:
         spec = JobSpec.model_validate_json(json.dumps(body))
-        return store.create(spec, admit(spec, policy or load_policies()[spec.policy]), "tenant_a").job
+        project = make_project(store.redis, "tenant_a")
+        return store.create(spec, admit(spec, policy or load_policies()[spec.policy]), project).job
 
     return put
 

@@ -112,7 +112,9 @@ class FakeLauncher:
                 wire.close_all(fds)
             wire.send(connection, _await(connection, process, message["limits"]["wall_time"]))
         elif message["op"] == "about":
-            wire.send(connection, {"op": "about", "cgroup": "v2", "kernel": "6.1.0", "images": ["host"]})
+            wire.send(
+                connection, {"op": "about", "cgroup": "v2", "kernel": "6.1.0", "images": {"host": "host"}}
+            )
         elif message["op"] == "collect":
             _collect(connection, message, workspace)
 

@@ -68,7 +68,8 @@ class Session:
         self._send(wire.encode({"op": "kill", "reason": reason}))
 
     def about(self, timeout: float) -> dict[str, Any]:
-        """What the launcher's host offers: ``cgroup`` (v1 or v2), ``kernel`` (its release), ``images``.
+        """What the launcher's host offers: ``cgroup`` (v1 or v2), ``kernel`` (its release), ``images`` (name to
+        digest; of ``host`` its name).
 
         timeout: seconds after which a launcher that does not answer counts as gone.
         """
@@ -102,6 +103,18 @@ class Session:
                 raise SandboxError(message["step"], message["errno"], message["subject"], message["hint"])
             errors.extend(message["errors"])
             return
+
+    def image(self, image: str) -> dict[str, Any] | None:
+        """What the launcher's host has recorded of an image, by its name or digest; None when it is not there."""
+        self._send(wire.encode({"op": "image", "image": image}))
+        found: dict[str, Any] | None = self._answer()["image"]
+        return found
+
+    def _answer(self) -> dict[str, Any]:
+        message = self.receive()
+        if message["op"] == "failed":
+            raise SandboxError(message["step"], message["errno"], message["subject"], message["hint"])
+        return message
 
     def close(self) -> None:
         """End the job: the launcher kills and releases everything of it."""

@@ -10,16 +10,28 @@ import stat
 
 from worker.sandbox import syscalls as sc
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.images import Images
 from worker.sandbox.init import IDS
 from worker.sandbox.layout import READ_ONLY, SAFE
-from worker.sandbox.rootfs import HOST, HOST_NOTE, Rootfs, host_views, make_host_layer
+from worker.sandbox.rootfs import (
+    HOST,
+    HOST_NOTE,
+    SKELETON,
+    Rootfs,
+    host_views,
+    make_host_layer,
+    make_skeleton,
+)
 
 RUN = "/run/stockade"
 LAUNCHERS, SLOTS = 16, 256
 FIRST_ID = 0x7000_0000
 """Above every range that Debian's subuid and systemd's containers use (systemd UIDS-GIDS.md), below 2^31."""
 
-MAX_LAYERS = 128
+MOUNTS = 2
+"""Idmapped mounts of one root: our own layer, the store."""
+OWN_LAYERS = "layers"
+"""Directory of the layers that a launcher makes for itself, below its state."""
 
 
 class Number:
@@ -90,35 +102,40 @@ class IdRange:
             os.close(pidfd)
 
 
-def images(state: str, host_image: bool) -> dict[str, Rootfs]:
-    """Prepare the image store and tell what is in it, by name, with paths as the small namespace has them."""
-    store = os.path.join(state, "images")
-    os.makedirs(store, 0o700, exist_ok=True)
-    os.chown(store, 0, 0)
-    os.chmod(store, 0o700)
+def images(state: str, store: str, host_image: bool) -> Images:
+    """Make our own layers below ``state``, and open the store of images; paths are as the small namespace has them."""
+    own = os.path.join(state, OWN_LAYERS)
+    for directory in (own, store):
+        os.makedirs(directory, 0o700, exist_ok=True)
+        os.chown(directory, 0, 0)
+        os.chmod(directory, 0o700)
+    make_skeleton(os.path.join(own, SKELETON))
+    opened = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if not host_image:
-        return {}
-    make_host_layer(os.path.join(store, HOST))
+        return Images(opened, None)
+    make_host_layer(os.path.join(own, HOST))
     views = tuple((f"host/{name}", name) for name in host_views())
-    return {HOST: Rootfs((f"layers/{HOST}",), views, HOST_NOTE)}
+    return Images(opened, Rootfs((f"own/{HOST}",), ("l/0",), views, HOST_NOTE))
 
 
-def enter_small_namespace(state: str) -> None:
+def enter_small_namespace(state: str, store: str) -> None:
     """Leave the host's mounts behind: every sandbox starts from a copy of what is mounted here.
 
-    Afterwards ``/`` holds the layers, the host directories of the ``host`` image, and empty mount points.
+    Afterwards ``/`` holds our own layers, the store of images, the host directories of the ``host`` image, and empty
+    mount points.
     """
     try:
         sc.unshare(sc.CLONE_NEWNS)
         sc.mount("", "/", "", sc.MS_REC | sc.MS_PRIVATE)
         root = sc.new_mount("tmpfs", {"size": "1m", "mode": "0755"}, SAFE)
         views = {f"host/{name}": sc.clone_mount(f"/{name}") for name in host_views()}
-        views["layers"] = sc.clone_mount(os.path.join(state, "images"))
+        views["own"] = sc.clone_mount(os.path.join(state, OWN_LAYERS))
+        views["store"] = sc.clone_mount(store)
         sc.attach(root, RUN)
         os.chdir(RUN)
         for name in ("host", "empty", "newroot", "stage", "jobs", "l", *views):
             os.mkdir(name, 0o755)
-        for number in range(MAX_LAYERS):
+        for number in range(MOUNTS):
             os.mkdir(f"l/{number}", 0o755)
         for name, mount in views.items():
             # Layers become idmapped copies for each sandbox; an idmapped mount can't be made from another one.

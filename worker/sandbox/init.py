@@ -174,15 +174,15 @@ def _hand_over(packet: bytes, fds: list[int], tmpfs: int, to_job: _socket.socket
     _step("disk", sc.reconfigure, tmpfs, order["caps"])
     os.close(tmpfs)
     sc.sethostname(order["hostname"])
-    owner = order["base"] + order["user"]
+    owner, group = order["base"] + order["user"], order["base"] + order["group"]
     if order["step"] == 0 and order["user"]:
-        os.chown("/work", owner, owner)
+        os.chown("/work", owner, group)
     if len(fds) > 3:
-        _write_files(fds[3], owner)
+        _write_files(fds[3], owner, group)
     for fd in fds[:3]:
         # A pipe belongs to whoever made it; the job could not open /dev/stdout.
         if os.fstat(fd).st_dev == _PIPES:
-            os.fchown(fd, owner, owner)
+            os.fchown(fd, owner, group)
     packets.send(to_job, packet, fds[:3])
     packets.close_all(fds)
 
@@ -211,7 +211,7 @@ def _enter(new_root: str) -> None:
         raise SandboxError("pivot_root", problem.errno or 0) from problem
 
 
-def _write_files(source: int, owner: int) -> None:
+def _write_files(source: int, owner: int, group: int) -> None:
     """Put the request's files into the workspace, before any program of the job has run."""
     work = os.open("/work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -223,7 +223,7 @@ def _write_files(source: int, owner: int) -> None:
                 if not {"", ".", ".."}.isdisjoint(path.split("/")):
                     shown = path.encode("utf-8", "backslashreplace").decode()[:200]
                     raise SandboxError("files", errno.EINVAL, shown, "paths are relative and normalised")
-                _write_file(work, path, mode & 0o777, stream.read(size), owner)
+                _write_file(work, path, mode & 0o777, stream.read(size), (owner, group))
     except OSError as problem:
         hint = "the files must fit into the step's disk and disk_inodes limits"
         raise SandboxError("files", problem.errno or 0, "/work", hint) from problem
@@ -231,7 +231,7 @@ def _write_files(source: int, owner: int) -> None:
         os.close(work)
 
 
-def _write_file(work: int, path: str, mode: int, content: bytes, owner: int) -> None:
+def _write_file(work: int, path: str, mode: int, content: bytes, owner: tuple[int, int]) -> None:
     resolve = sc.RESOLVE_BENEATH | sc.RESOLVE_NO_SYMLINKS
     *parents, _ = path.split("/")
     for depth in range(1, len(parents) + 1):
@@ -240,13 +240,13 @@ def _write_file(work: int, path: str, mode: int, content: bytes, owner: int) -> 
             os.mkdir(directory, 0o755, dir_fd=work)
         except FileExistsError:
             continue
-        os.chown(directory, owner, owner, dir_fd=work, follow_symlinks=False)
+        os.chown(directory, *owner, dir_fd=work, follow_symlinks=False)
     fd = sc.openat2(work, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, resolve, 0o600)
     try:
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
-        os.fchown(fd, owner, owner)
+        os.fchown(fd, *owner)
         os.fchmod(fd, mode)
     finally:
         os.close(fd)
@@ -343,9 +343,9 @@ def _become(order: dict[str, Any], stdio: list[int]) -> None:
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
     packets.close_all(stdio)
-    user = order["user"]
+    user, group = order["user"], order["group"]
     _step("bounding set", sc.drop_from_bounding_set, order["dropped"])
-    _step("setresgid", os.setresgid, user, user, user)
+    _step("setresgid", os.setresgid, group, group, group)
     _step("setresuid", os.setresuid, user, user, user)
     if user == 0:
         _step("capset", sc.set_capabilities, order["kept"])

@@ -30,10 +30,10 @@ from typing import Any
 from worker.sandbox import cgroups, confined, host, layout, seccomp, wire
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.host import SLOTS, IdRange
+from worker.sandbox.images import Images
 from worker.sandbox.janitor import Janitor
 from worker.sandbox.plan import Ceilings
 from worker.sandbox.pool import Pool
-from worker.sandbox.rootfs import Rootfs
 from worker.sandbox.sandbox import Host, Room, Sandbox, operations
 from worker.sandbox.session import Session
 from worker.sandbox.workspace import Depot, Workspace
@@ -47,7 +47,7 @@ PROFILES = Path(__file__).parents[2] / "policies" / "syscalls"
 class Launcher:
     """The poll loop and what all sessions share."""
 
-    def __init__(self, shared: Host, images: dict[str, Rootfs], number: host.Number, prepared: int) -> None:
+    def __init__(self, shared: Host, images: Images, number: host.Number, prepared: int) -> None:
         self.host, self.images, self.ceilings = shared, images, Ceilings()
         self.depot = Depot(shared.host_proc)
         self._number = number
@@ -94,7 +94,7 @@ class Launcher:
         return {
             "cgroup": self.host.driver.version,
             "kernel": os.uname().release,
-            "images": sorted(self.images),
+            "images": {name: name for name in self.images} | self.images.names(),
         }
 
     @property
@@ -160,11 +160,16 @@ class Launcher:
         else:
             hint = f"all {SLOTS} slots of this launcher are taken; try again later"
             raise SandboxError("slot", errno.EAGAIN, hint=hint)
-        try:
-            return Room(image, self.images[image], Workspace(self.depot, self.new_name(), keep), ids)
-        except OSError as problem:
-            self._free_ids.append(ids)
-            raise SandboxError("workspace", problem.errno or 0, "tmpfs") from problem
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._free_ids.append, ids)
+            rootfs = self.images.take(image)
+            undo.callback(self.images.drop, image)
+            try:
+                room = Room(image, rootfs, Workspace(self.depot, self.new_name(), keep), ids)
+            except OSError as problem:
+                raise SandboxError("workspace", problem.errno or 0, "tmpfs") from problem
+            undo.pop_all()
+            return room
 
     def drop_room(self, room: Room, quarantine: bool = False) -> None:
         """Take a room back; an id range whose processes may still be alive is never used again."""
@@ -173,6 +178,7 @@ class Launcher:
             with contextlib.suppress(OSError):
                 self._drop_later(room.workspace.directory)
         room.workspace.close()
+        self.images.drop(room.image)
         if quarantine:
             log("slot_quarantined", base=room.ids.base)
             os.close(room.ids.userns)
@@ -265,6 +271,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--state", required=True, help="directory for images, on a file system with idmapped mounts"
     )
+    parser.add_argument("--images", help="the store of images (default: images, below the state)")
     parser.add_argument("--image-host", choices=("on", "off"), default="on", help="the built-in image `host`")
     parser.add_argument("--prepared", type=int, default=4, help="sandboxes to keep ready")
     parser.add_argument("--slowdown", type=float, default=1.0, help="factor on our own time-outs")
@@ -310,7 +317,8 @@ def serve(arguments: argparse.Namespace) -> None:
         stack.callback(number.release)
         driver = cgroups.detect(f"stockade-{number.value}")
         stack.callback(driver.remove)
-        images = host.images(arguments.state, arguments.image_host == "on")
+        store = arguments.images or os.path.join(arguments.state, "images")
+        images = host.images(arguments.state, store, arguments.image_host == "on")
         janitor = Janitor(driver)
         host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         listener, remove = None, None
@@ -318,11 +326,11 @@ def serve(arguments: argparse.Namespace) -> None:
             listener, remove = _listener(arguments.socket, group)
             stack.callback(remove)
         zygote = Zygote()
-        host.enter_small_namespace(arguments.state)
+        host.enter_small_namespace(arguments.state, store)
         namespace = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=host_proc)
         hidden = tuple(layout.hidden(_open_to_all(host_proc).__contains__))
-        usual = next(iter(sorted(images)), None)
-        known = operations(images[usual], 0, hidden) if usual else []
+        usual = next(iter(images), None)
+        known = operations(images.take(usual), 0, hidden) if usual else []
         filters = {name: program.bpf for name, program in programs.items()}
         zygote.begin(namespace, host_proc, filters, known)
         os.close(namespace)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _INERT = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC | sc.MOUNT_ATTR_RDONLY
 _NO_SYMLINKS = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_SYMLINKS
+_VALUE_MAX = 256
 _CHARACTER_DEVICE = 0o020666
 DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 LINKS = (
@@ -38,7 +39,7 @@ def apply(operations: list[tuple[Any, ...]], new_root: str) -> None:
         name, target, *rest = operation
         try:
             if root < 0:
-                _attach(sc.new_mount(*rest), new_root)
+                _mount_root(rest, new_root)
                 root = os.open(new_root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 continue
             place = sc.openat2(root, target, os.O_PATH, _NO_SYMLINKS)
@@ -59,6 +60,16 @@ def apply(operations: list[tuple[Any, ...]], new_root: str) -> None:
             raise SandboxError("mount", problem.errno or 0, f"{name.lower()} /{target}") from problem
     os.close(device)
     os.close(root)
+
+
+def _mount_root(new: list[Any], place: str) -> None:
+    """The overlay of the root. fsconfig(2) takes values of up to 255 bytes, and mount(2) a page of all together."""
+    kind, options, attributes = new
+    if all(value is None or len(value) < _VALUE_MAX for value in options.values()):
+        _attach(sc.new_mount(kind, options, attributes), place)
+        return
+    data = ",".join([f"{key}={value}" for key, value in options.items() if key != "source"])
+    sc.mount(options["source"], place, kind, sc.MS_NOSUID | sc.MS_NODEV, data)
 
 
 def _attach(mount: int, place: int | str) -> None:

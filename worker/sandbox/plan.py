@@ -70,13 +70,14 @@ FLOORS = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One checked step. ``user`` is the uid and gid inside the sandbox; ``keep``: another step follows."""
+    """One checked step. ``user`` and ``group`` are ids inside the sandbox; ``keep``: another step follows."""
 
     image: str
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str
     user: int
+    group: int
     hostname: str
     syscalls: str
     capabilities: tuple[str, ...]
@@ -88,7 +89,8 @@ def _refuse(subject: str, hint: str) -> SandboxError:
     return SandboxError("plan", subject=subject, hint=hint)
 
 
-def _text(message: dict[str, Any], key: str) -> str:
+def text(message: dict[str, Any], key: str) -> str:
+    """A field that must be a string without NUL."""
     value = message.get(key)
     if not isinstance(value, str) or "\0" in value:
         raise _refuse(key, "must be a string without NUL")
@@ -137,16 +139,14 @@ def parse(message: dict[str, Any], ceilings: Ceilings, profiles: object, images:
         raise _refuse("argv", "argv and env must be text, or bytes as surrogateescape gives them") from None
     if size > ceilings.arguments:
         raise _refuse("argv", f"argv and env take {size} bytes, at most {ceilings.arguments} are allowed")
-    cwd = _text(message, "cwd")
+    cwd = text(message, "cwd")
     if not cwd.startswith("/") or os.path.normpath(cwd) != cwd or cwd.startswith("/proc"):
         raise _refuse("cwd", "must be a normalised absolute path outside of /proc")
     program = os.path.normpath(argv[0]) if argv[0].startswith("/") else argv[0]
     if program.startswith("/proc/"):
         raise _refuse("argv[0]", "a program below /proc is not run")
-    user = message.get("user")
-    if isinstance(user, bool) or not isinstance(user, int) or not 0 <= user < IDS:
-        raise _refuse("user", f"must be an id from 0 to {IDS - 1}")
-    hostname = _text(message, "hostname")
+    user = _id(message, "user")
+    hostname = text(message, "hostname")
     if not _HOSTNAME.fullmatch(hostname):
         raise _refuse("hostname", "must be 1 to 63 of a-z, 0-9 and -")
     capabilities = message.get("capabilities")
@@ -158,6 +158,7 @@ def parse(message: dict[str, Any], ceilings: Ceilings, profiles: object, images:
         env=env,
         cwd=cwd,
         user=user,
+        group=_id(message, "group") if "group" in message else user,
         hostname=hostname,
         syscalls=_member(message, "syscalls", profiles),
         capabilities=tuple(capabilities),
@@ -166,8 +167,15 @@ def parse(message: dict[str, Any], ceilings: Ceilings, profiles: object, images:
     )
 
 
+def _id(message: dict[str, Any], key: str) -> int:
+    value = message.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < IDS:
+        raise _refuse(key, f"must be an id from 0 to {IDS - 1}")
+    return value
+
+
 def _member(message: dict[str, Any], key: str, known: Any) -> str:
-    value = _text(message, key)
+    value = text(message, key)
     if value not in known:
         raise _refuse(key, f"{value!r} is not on this host, there is " + ", ".join(sorted(known)))
     return value

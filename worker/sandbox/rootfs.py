@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass
 
 HOST = "host"
+SKELETON = "skeleton"
 HOST_NOTE = "the machine's own toolchain, read-only"
 
 _TOP = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -34,9 +35,11 @@ _FILES = {
 
 @dataclass(frozen=True, slots=True)
 class Rootfs:
-    """layers: directories, topmost first, shown idmapped. views: (source, target) directories of the host."""
+    """mounts: directories, shown idmapped at ``l/0``, ``l/1`` ... lowers: the layers in them, topmost first.
+    views: (source, target) directories of the host."""
 
-    layers: tuple[str, ...]
+    mounts: tuple[str, ...]
+    lowers: tuple[str, ...]
     views: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
@@ -81,6 +84,18 @@ def make_host_layer(directory: str) -> None:
     for name in _ETC:
         _copy(f"/etc/{name}", f"{temporary}/etc/{name}")
     os.rename(temporary, directory)
+
+
+def make_skeleton(directory: str) -> None:
+    """Write the topmost layer of every image: the directories that a sandbox mounts upon, and a /tmp.
+
+    Over what the image has there, so that an image without them, or with something else in their place, works too.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    os.mkdir(directory, 0o755)
+    for name, mode in (("dev", 0o755), ("proc", 0o555), ("tmp", 0o1777), ("work", 0o755)):
+        os.mkdir(f"{directory}/{name}")
+        os.chmod(f"{directory}/{name}", mode)
 
 
 def _copy(source: str, target: str) -> None:

@@ -79,8 +79,7 @@ class Facts:
 
 def operations(rootfs: Rootfs, step: int, hidden: Iterable[Operation]) -> list[tuple[object, ...]]:
     """The mounts of one step of an image, as init takes them."""
-    layers = [f"l/{number}" for number, _ in enumerate(rootfs.layers)]
-    return orders(layout(layers, rootfs.views, step, hidden))
+    return orders(layout(rootfs.lowers, rootfs.views, step, hidden))
 
 
 class Sandbox:
@@ -127,7 +126,7 @@ class Sandbox:
             "base": base,
             "stage": STAGE,
             "directories": directories,
-            "layers": room.rootfs.layers,
+            "layers": room.rootfs.mounts,
             "operations": None if known else operations(room.rootfs, step, self._host.hidden),
         }
         mount = room.workspace.mount()
@@ -147,6 +146,7 @@ class Sandbox:
             "env": {_bytes(key): _bytes(value) for key, value in plan.env.items()},
             "cwd": plan.cwd,
             "user": plan.user,
+            "group": plan.group,
             "hostname": plan.hostname,
             "syscalls": plan.syscalls,
             "dropped": tuple(GRANTABLE - kept),
@@ -333,7 +333,7 @@ class Sandbox:
             "capabilities": list(plan.capabilities),
             "no_new_privs": True,
             "image": plan.image,
-            "image_note": room.rootfs.note,
+            "image_note": room.rootfs.note or None,
             "kernel": KERNEL,
         }
 

@@ -76,8 +76,12 @@ class Session:
             case "about":
                 self._must_be_idle()
                 self._send({"op": "about", **self._launcher.about})
+            case "image":
+                self._must_be_idle()
+                self._send({"op": "image", "image": self._launcher.images.find(plan.text(message, "image"))})
             case other:
-                raise SandboxError("message", subject=f"op {other!r}", hint="run, kill, collect or about")
+                hint = "run, kill, collect, about or image"
+                raise SandboxError("message", subject=f"op {other!r}", hint=hint)
 
     def _run(self, message: dict[str, Any], fds: list[int]) -> None:
         launcher = self._launcher

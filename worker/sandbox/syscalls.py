@@ -99,6 +99,7 @@ _setns = _libcall("setns", c_int, c_int)
 _prctl = _libcall("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _prctl_text = _libcall("prctl", c_int, c_char_p)
 _capset = _libcall("capset", c_char_p, c_char_p)
+_syncfs = _libcall("syncfs", c_int)
 _sethostname = _libcall("sethostname", c_char_p, c_size_t)
 
 
@@ -215,6 +216,11 @@ def prctl(option: int, second: int = 0, third: int = 0) -> None:
 def set_name(name: str) -> None:
     """PR_SET_NAME: what ``ps`` shows (15 bytes)."""
     _prctl_text(PR_SET_NAME, name.encode())
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): what was written to the file system of ``fd`` is on disk."""
+    _syncfs(fd)
 
 
 def sethostname(name: str) -> None:

@@ -81,18 +81,29 @@ local function refused(project, now)
   end
 end
 
--- Take one token of each level that has such a budget. Answers the tightest: limit, left, ms until it is full.
+-- Take one token of each level that has such a budget.
 local function take_token(project, now)
-  local limit, left, full
   for _, id in ipairs(chain(project)) do
-    local most = tenant(id).submits_per_minute
-    if most then
-      local rest = tokens(id, now) - 1
-      redis.call('HSET', 'stockade:load:' .. id, 'tokens', exact(rest), 'tokens_at', whole(now))
-      if not left or rest < left then limit, left, full = most, rest, (most - rest) * 60000 / most end
+    if tenant(id).submits_per_minute then
+      redis.call('HSET', 'stockade:load:' .. id, 'tokens', exact(tokens(id, now) - 1), 'tokens_at', whole(now))
     end
   end
-  return limit, left, full
+end
+
+-- How the tightest submits_per_minute of a project and its organisation stands: limit, left, ms until all is back.
+local function rate(project, now)
+  local limit, left
+  for _, id in ipairs(chain(project)) do
+    local most = tenant(id).submits_per_minute
+    if most and (not left or tokens(id, now) < left) then limit, left = most, tokens(id, now) end
+  end
+  if limit then return math.floor(limit), math.max(0, math.floor(left)), math.ceil((limit - left) * 60000 / limit) end
+end
+
+-- An answer with that at its end, where there is such a budget.
+local function with_rate(answer, project, now)
+  for _, number in ipairs({rate(project, now)}) do answer[#answer + 1] = number end
+  return answer
 end
 
 -- Count what a job used, for each level. `charge` is {cpu_seconds, memory_gb_seconds, wall_seconds, artifact_bytes}.

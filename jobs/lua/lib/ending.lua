@@ -5,11 +5,21 @@
 --   zset   stockade:due          queued jobs -> when they end unless they have started, ms
 --   zset   stockade:expiry       finished jobs -> when they are deleted, ms
 --   zset   stockade:jobs:PROJECT its jobs -> when they were accepted, ms
+--   hash   stockade:artifacts:ID:TOKEN   what the attempt of that token collected: path -> content
+--   stream stockade:audit:PROJECT        its audit log (jobs/audit.py)
 --   stream stockade:events       every change of a job's state: job, tenant, state, outcome, attempt, at
 --   channel stockade:finished    ids of jobs that end
 --   hash   stockade:metrics      counters (jobs/metrics.py); here jobs_finished_total|KIND|POOL
 local BACKSTOP = 86400000  -- ms after which an expired job vanishes by itself if nobody sweeps
 local EVENTS = 100000
+local ENTRIES = 10000
+
+local function artifacts(id, token) return 'stockade:artifacts:' .. id .. ':' .. token end
+
+local function record(project, actor, action, about)
+  redis.call('XADD', 'stockade:audit:' .. project, 'MAXLEN', '~', ENTRIES, '*', 'actor', actor, 'action', action,
+    'about', about)
+end
 
 local function announce(id, project, state, outcome, attempt, now)
   redis.call('XADD', 'stockade:events', 'MAXLEN', '~', EVENTS, '*', 'job', id, 'tenant', project, 'state', state,
@@ -87,8 +97,10 @@ local function finish(id, job, ending, charge, now)
 end
 
 -- End an attempt that we failed: publish the job again, or end it when its attempts are used up or it was to be
--- cancelled. A job that is tried again keeps its place in the window. Answers the next attempt, 0 when it has ended.
+-- cancelled. A job that is tried again keeps its place in the window; what the attempt collected is dropped. Answers
+-- the next attempt, 0 when it has ended.
 local function fail(id, job, attempts, ending, cancelled, now)
+  redis.call('UNLINK', artifacts(id, job.token))
   if job.state == 'running' and job.attempt < attempts then
     redis.call('ZREM', 'stockade:leases:' .. job.pool, id)
     redis.call('HSET', 'stockade:job:' .. id, 'state', 'queued')
@@ -102,15 +114,15 @@ local function fail(id, job, attempts, ending, cancelled, now)
   return 0
 end
 
--- Delete all that is kept of a finished job. DEL comes first: where the memory is full, Redis refuses whatever could need
--- more to a script that has not written yet.
+-- Delete all that is kept of a finished job. DEL comes first: where the memory is full, Redis refuses whatever could
+-- need more to a script that has not written yet.
 local function purge(id, job, now)
   local bytes = tonumber(redis.call('HGET', 'stockade:job:' .. id, 'artifact_bytes') or 0)
   redis.call('DEL', 'stockade:job:' .. id, 'stockade:live:' .. id)
   if bytes > 0 and redis.call('EXISTS', 'stockade:load:' .. job.tenant) == 1 then  -- it may have been removed
     count(job.tenant, 'artifact_bytes', -bytes)
   end
-  if job.token then redis.call('UNLINK', 'stockade:artifacts:' .. id .. ':' .. job.token) end
+  if job.token then redis.call('UNLINK', artifacts(id, job.token)) end
   if job.idempotency and redis.call('HGET', job.idempotency, 'job') == id then redis.call('DEL', job.idempotency) end
   redis.call('ZREM', 'stockade:jobs:' .. job.tenant, id)
   redis.call('ZREM', 'stockade:expiry', id)
