@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cgroups, images, ours, rivals, service
+from bench import cgroups, images, ours, release, rivals, service
 from bench.figures import Samples, Summary
 from bench.report import OURS, as_json, show
 
-PARTS = ("sandbox", "jobs", "memory", "images")
+PARTS = ("sandbox", "jobs", "memory", "images", "release")
 LAYERS = (1, 40)
 Round = Callable[[int, int], tuple[list[float], float, float]]
 
@@ -33,10 +33,11 @@ class Effort:
     sandboxes: int
     jobs: int
     idle: int
+    pairs: int
 
 
-THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16)
-QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8)
+THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pairs=600)
+QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pairs=200)
 
 
 def say(text: str) -> None:
@@ -157,6 +158,7 @@ def main() -> int:
     effort = QUICK if asked.quick else THOROUGH
     measures = {"sandbox": measure_sandboxes, "jobs": measure_jobs, "memory": measure_memory}
     measures["images"] = measure_images
+    measures["release"] = lambda effort: release.measure(effort.pairs)
     report: dict[str, Any] = {"machine": about_machine()}
     for part in asked.only or PARTS:
         report[part] = measures[part](effort)

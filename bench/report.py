@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.figures import Summary, number, table
+from bench.release import flatness
 
 OURS = "stockade"
 FLOOR = "floor, C, with cgroups"
@@ -65,6 +66,8 @@ def aims(report: dict[str, Any]) -> list[Aim]:
             found.append(
                 Aim(f"unpacking {form}, times GNU tar's rate", each[OURS] / each["GNU tar"], least=0.8)
             )
+    if "release" in report:
+        found.append(Aim("release p10, dearest over cheapest", flatness(report["release"]), most=2.0))
     return found
 
 
@@ -79,6 +82,8 @@ def show(report: dict[str, Any]) -> str:
         shown.append(show_memory(report["memory"]))
     if "images" in report:
         shown += show_images(report["images"])
+    if "release" in report:
+        shown.append(show_release(report["release"]))
     header = ("", "figure", "aim", "")
     shown.append(table("Aims, for a machine with 2 cores", header, [aim.line() for aim in aims(report)]))
     return "\n\n".join(shown)
@@ -109,6 +114,13 @@ def show_images(images: dict[str, Any]) -> list[str]:
         table("Unpacking a layer, MB of its archive a second", ("", *forms), lines),
         table("A fresh sandbox around /bin/true, by layers of its image", HEADER, rows(images["start"])),
     ]
+
+
+def show_release(release: dict[str, dict[str, float]]) -> str:
+    """The table of one job handed in and one ended, which releases one."""
+    header = ("", "create p50", "finish p50", "both p10", "both p50", "both p99", "client p50", "client p99")
+    lines = [(name, *(number(round(each)) for each in found.values())) for name, found in release.items()]
+    return table("One job handed in, one ended, the next released; microseconds in Valkey", header, lines)
 
 
 def as_json(value: Any) -> Any:
