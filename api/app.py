@@ -16,6 +16,7 @@ from api import (
     events,
     explain,
     health,
+    images,
     job_list,
     jobs,
     keys,
@@ -30,6 +31,7 @@ from api.access import AccessLog
 from api.artifacts import ArtifactList
 from api.batches import Batch, BatchAnswer
 from api.health import Health, Readiness
+from api.images import ImageList
 from api.job_view import JobView
 from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
@@ -58,6 +60,7 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
+    (ImageList, "serialization"),
     (Explanation, "serialization"),
     (KeyRequest, "validation"),
     (Key, "serialization"),
@@ -82,7 +85,7 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
 ROUTERS = tuple(
     part.router
     for part in (
-        *(jobs, job_list, batches, explain, events, outputs, artifacts, policies),
+        *(jobs, job_list, batches, explain, events, outputs, artifacts, policies, images),
         *(keys, webhooks, quota, usage, audit, health),
     )
 )

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.spec import Step
+from jobs.spec import JobSpec, Step
+from policies.admission import admit
 from policies.loader import load_policies
+from policies.offered import pinned
 from tests.images import END, archive, bring_in, digest, directory, entry, listed, oci, root, symlink
 from tests.sandboxes import Launcher
 from worker.images import collect, reference
-from worker.images.chosen import Chosen, choose
+from worker.images.chosen import Chosen, admitted_image, choose
 from worker.images.store import ImageRecord, Store
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.images import LAYERS_MAX
@@ -253,6 +255,12 @@ def test_what_the_image_says_applies_and_the_request_overrides(
         for name in ("nothing", "App", NO_DIGEST, *aside):
             with pytest.raises(SandboxError, match="image"):
                 choose(job.session, name)
+        store.tag(reference.parse("app"), other)  # the tag moves on; what was admitted stays
+        spec = JobSpec.model_validate({"image": "app", "command": ["true"]})
+        mine = policy.model_copy(update={"images": ("app",)})
+        before = admit(spec, mine, images=pinned("app", record.digest))
+        assert admitted_image(job.session, before, mine) == chosen
+        assert choose(job.session, "app").digest == other
     assert chosen.ids(policy) == (7, 9)
     assert chosen.ids(policy.model_copy(update={"user": 1000})) == (1000, 1000)
     assert chosen.cwd(Step(argv=("x",))) == "/srv/app"
