@@ -228,6 +228,7 @@ def test_a_damaged_layer_is_quarantined_and_can_come_back(
     assert bring_in(store, tmp_path / "layout").digest == record.digest
     assert listed(tree) == before
     assert shell(launcher, record.digest, "cat /f") == "1"
+    store.tag(reference.parse("repaired"), record.digest)
     collect.prune(store)
     assert len(os.listdir(store.directory / "quarantine")) == 1, (
         "kept to be looked at, while the image is there"
