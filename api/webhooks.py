@@ -59,7 +59,10 @@ DeliveryId = Annotated[
 
 Model = TypeVar("Model", bound=Frozen)
 
-router = APIRouter(tags=["webhooks"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["webhooks"],
+    responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE),
+)
 
 
 def _url(url: str, about: ValidationInfo) -> str:
