@@ -11,7 +11,9 @@ from api.shadow import Submission
 from jobs.spec import JobSpec
 from policies.admission import Admission, AdmissionError, admit, pool_of
 from policies.explain import Explanation, explain, refusal, unknown_policy
+from policies.image_names import HOST_IMAGE
 from policies.isolation import Host
+from policies.offered import Offered
 from policies.policy import Policy
 from policies.violation import Violation
 
@@ -31,7 +33,11 @@ def admitted(services: Services, spec: JobSpec, project: str) -> Admission:
             raise AdmissionError(_no_policy(services, spec, project))
         policy = found.policy
         admission = admit(
-            spec, policy, host_image=services.settings.image_host, hosts=_hosts(services, spec, policy)
+            spec,
+            policy,
+            host_image=services.settings.image_host,
+            hosts=_hosts(services, spec, policy),
+            images=_images(services, spec, policy),
         )
     except AdmissionError as error:
         watch(services, spec, project, None)
@@ -68,6 +74,7 @@ def explained(services: Services, spec: JobSpec, project: str) -> Explanation:
         in_force.scopes,
         host_image=services.settings.image_host,
         hosts=_hosts(services, spec, found.policy),
+        images=_images(services, spec, found.policy),
     )
 
 
@@ -84,3 +91,9 @@ def _no_policy(services: Services, spec: JobSpec, project: str) -> Sequence[Viol
 def _hosts(services: Services, spec: JobSpec, policy: Policy) -> Sequence[Host]:
     """The hosts that the job could run on; not asked for where any host will do."""
     return services.hosts.of(pool_of(spec, policy)) if policy.isolation.asks_of_hosts else ()
+
+
+def _images(services: Services, spec: JobSpec, policy: Policy) -> Offered | None:
+    """The images of those hosts; not asked for by `host`, nor of a pool that the policy refuses anyhow."""
+    pool = pool_of(spec, policy)
+    return services.hosts.images(pool) if spec.image != HOST_IMAGE and pool in policy.pools else None

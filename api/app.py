@@ -16,6 +16,7 @@ from api import (
     events,
     explain,
     health,
+    images,
     job_list,
     jobs,
     keys,
@@ -28,6 +29,7 @@ from api import (
 )
 from api.access import AccessLog
 from api.health import Health, Readiness
+from api.images import ImageList
 from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
 from api.services import running
@@ -57,6 +59,7 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
     (ArtifactList, "serialization"),
     (PolicyList, "serialization"),
     (PublishedPolicy, "serialization"),
+    (ImageList, "serialization"),
     (Explanation, "serialization"),
     (KeyRequest, "validation"),
     (Key, "serialization"),
@@ -81,7 +84,7 @@ MODELS: Sequence[tuple[type[BaseModel], JsonSchemaMode]] = (
 ROUTERS = tuple(
     part.router
     for part in (
-        *(jobs, job_list, batches, explain, events, outputs, artifacts, policies),
+        *(jobs, job_list, batches, explain, events, outputs, artifacts, policies, images),
         *(keys, webhooks, quota, usage, audit, health),
     )
 )

@@ -1,5 +1,8 @@
 """Starts Stockade in a temporary state directory, sends it good and hostile jobs over HTTP, and shows
 what became of each. Exit status 1 when an outcome is not the expected one. Run it with `make demo`.
+
+The jobs run in an image that is built on this machine, where mmdebstrap is there to do it; else in `host`. The image is
+kept below the installation's prefix, for the next time.
 """
 
 import csv
@@ -23,6 +26,15 @@ from stockade.client import ApiError, Client, JobView, Outcome, OutcomeKind, Ste
 
 EXAMPLES = Path(__file__).parent
 PATIENCE = 120.0  # s, for all jobs together
+STOCKADE = Path(sys.executable).with_name("stockade")
+IMAGES = Path(sys.prefix).parent / "demo"  # a state directory for `stockade image`
+IMAGE, PACKAGES = "demo:1", "python3,g++"
+POLICY = f"""\
+name: demo
+extends: default
+description: What the policy default allows, in the demo's own image too.
+images: [host, "{IMAGE}"]
+"""
 
 
 @dataclass(frozen=True)
@@ -36,13 +48,15 @@ class Case:
 
 def main() -> int:
     graph, measurements = make_graph(), make_measurements()
+    image, about = prepare_image()
     cases = good_cases(graph, measurements) + hostile_cases()
     started = time.monotonic()
     with stack() as (url, key):
         print(f"Stockade runs on {url}, started in {time.monotonic() - started:.1f} s.")
+        print(f"The jobs run in the image {image}: {about}.")
         print(f"Sending {len(cases)} jobs.\n")
         with Client(url, key) as client:
-            jobs = run_all(client, cases)
+            jobs = run_all(client, cases, {"policy": "demo", "image": image})
             print_table(cases, jobs)
             wrong = [c for c in cases if verdict(jobs[c.name]).kind != c.expected]
             wrong_answer = show_results(client, jobs, graph)
@@ -145,6 +159,36 @@ def shortest_paths(graph: str) -> str:
     return f"{len(distance)} reached, farthest {farthest} at {distance[farthest]}, checksum {checksum}\n"
 
 
+# ---- the image
+
+
+def prepare_image() -> tuple[str, str]:
+    """The image to use, and what it is; built on this machine, if it is not there yet and can be."""
+    IMAGES.mkdir(exist_ok=True)
+    about = f"Debian with {PACKAGES}, built on this machine by mmdebstrap"
+    if image_command("inspect", IMAGE).returncode == 0:
+        return IMAGE, f"{about} and kept in {IMAGES}"
+    if shutil.which("mmdebstrap") is None:
+        return (
+            "host",
+            "this machine's own programs; with mmdebstrap installed it would be an image of its own",
+        )
+    print(
+        f"Building the image {IMAGE} with mmdebstrap, for this and later demos; a minute or more.", flush=True
+    )
+    started = time.monotonic()
+    built = image_command("build-host", IMAGE, "--packages", PACKAGES)
+    if built.returncode:
+        return "host", f"this machine's own programs, for no image could be built: {built.stderr.strip()}"
+    return IMAGE, f"{about} in {time.monotonic() - started:.0f} s and kept in {IMAGES}"
+
+
+def image_command(*argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [STOCKADE, "image", *argv, "--state", IMAGES], capture_output=True, text=True, check=False
+    )
+
+
 # ---- the service
 
 
@@ -154,8 +198,24 @@ def stack() -> Iterator[tuple[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{probe.getsockname()[1]}"
-    state = Path(tempfile.mkdtemp(prefix="stockade-demo-"))
-    command = [Path(sys.executable).with_name("stockade"), "up", "--state", state, "--listen", listen]
+    home = Path(tempfile.mkdtemp(prefix="stockade-demo-"))
+    home.chmod(0o755)
+    state, policies, images = home / "state", home / "policies", IMAGES / "images"
+    policies.mkdir()
+    (policies / "demo.yaml").write_text(POLICY)
+    images.mkdir(exist_ok=True)
+    command = [
+        STOCKADE,
+        "up",
+        "--state",
+        state,
+        "--listen",
+        listen,
+        "--policies",
+        policies,
+        "--images",
+        images,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -166,16 +226,16 @@ def stack() -> Iterator[tuple[str, str]]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate()
-        shutil.rmtree(state)
+        shutil.rmtree(home)
 
 
-def run_all(client: Client, cases: list[Case]) -> dict[str, JobView]:
-    """Send every job at once, say how each gets on, return the finished ones by case name."""
+def run_all(client: Client, cases: list[Case], where: dict[str, str]) -> dict[str, JobView]:
+    """Send every job at once to run there, say how each gets on, return the finished ones by case name."""
     started = time.monotonic()
     jobs: dict[str, JobView] = {}
     for case in cases:
         try:
-            jobs[case.name] = client.submit(case.spec)
+            jobs[case.name] = client.submit(case.spec | where)
         except ApiError as error:
             sys.exit(f"demo: {case.name} was refused: {error}")
     shown: dict[str, str] = {}

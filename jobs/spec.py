@@ -24,9 +24,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from policies.admission import default_name
+from policies.image_names import HOST_IMAGE
 from policies.limits import LimitsRequest
 from policies.model import Frozen
-from policies.policy import FILES_BYTES_MAX, FILES_MAX, HOST_IMAGE, STEPS_MAX, Name
+from policies.policy import FILES_BYTES_MAX, FILES_MAX, STEPS_MAX, Name
 from policies.priority import Priority
 from policies.units import AS_DURATION, DURATION_MAX, KIB
 

@@ -10,14 +10,18 @@ from typing import Protocol
 
 from pydantic import Field
 
+from policies.image_names import HOST_IMAGE, names_digest
 from policies.isolation import OCI, Host
 from policies.limits import Limits, LimitsRequest
 from policies.model import Frozen
-from policies.policy import HOST_IMAGE, Policy
+from policies.offered import Offered
+from policies.policy import ImageDigest, Policy
 from policies.priority import Priority
 from policies.units import DURATION_MAX
 from policies.violation import Violation, shown
 
+TOLD_MAX = 100
+"""Images that a refusal names."""
 BLOCK = 4096
 """Bytes in which a file takes up the disk of a job: tmpfs stores pages."""
 
@@ -81,13 +85,18 @@ class Admission(Frozen):
     policy_digest: str = Field(
         description="Digest of the policy that was asked: the effective one, as the scopes above it leave it."
     )
-    image: str = Field(description="The image that the job will run in.")
+    image: str = Field(description="The image that the job will run in, as the request names it.")
     steps: tuple[AdmittedStep, ...] = Field(description="The steps in order.")
     retention: float = Field(description="Seconds that the job is kept after its end.")
     # The defaults are for jobs that were stored before these fields were there.
     pool: str = Field(default="default", description="The pool of workers that it runs on.")
     priority: Priority = Field(
         default=Priority.NORMAL, description="Which of the project's own jobs go first."
+    )
+    image_digest: str | None = Field(
+        default=None,
+        description="The digest of that image when the job was admitted: the one that it runs in, whatever the name"
+        " means later. Null for `host`.",
     )
     max_queue_time: float = Field(default=DURATION_MAX, description="Seconds that it may wait for its start.")
 
@@ -110,7 +119,12 @@ class AdmissionError(Exception):
 
 
 def admit(
-    request: Request, policy: Policy, *, host_image: bool = True, hosts: Sequence[Host] = ()
+    request: Request,
+    policy: Policy,
+    *,
+    host_image: bool = True,
+    hosts: Sequence[Host] = (),
+    images: Offered | None = None,
 ) -> Admission:
     """Return how `request` will run under `policy`.
 
@@ -120,16 +134,20 @@ def admit(
         host_image: whether this installation offers the image `host` at all.
         hosts: the machines on which it could run, as far as they are known; with none it is left to the
             worker whether its host stands on the policy's isolation floor.
+        images: what there is on the machines on which it could run; None: not asked, and no digest is found.
 
     Raises:
         AdmissionError: with every violation at once.
     """
     found = [
-        *_image(request.image, policy, host_image),
+        *_image(request, policy, host_image, images),
         *_queueing(request, policy),
         *_hosts(policy, hosts),
         *_counts(request, policy),
     ]
+    digest = None
+    if images is not None and request.image != HOST_IMAGE:
+        digest = images.digest_of(request.image)
     steps = []
     for index, (field, step) in enumerate(numbered(request)):
         found.extend(_over_ceiling(field, step.limits, policy.ceilings))
@@ -143,6 +161,7 @@ def admit(
         policy=policy.name,
         policy_digest=policy.digest,
         image=request.image,
+        image_digest=digest,
         steps=tuple(steps),
         retention=policy.retention,
         pool=pool_of(request, policy),
@@ -174,7 +193,8 @@ def numbered(request: Request) -> Iterator[tuple[str, StepRequest]]:
         yield f"steps[{index}]", step
 
 
-def _image(image: str, policy: Policy, host_image: bool) -> Iterator[Violation]:
+def _image(request: Request, policy: Policy, host_image: bool, images: Offered | None) -> Iterator[Violation]:
+    image = request.image
     if image == HOST_IMAGE and policy.isolation.image == OCI:
         message = f"the policy {policy.name} demands an image of its own, not {HOST_IMAGE}"
         yield Violation(field="image", got=image, allowed=[*policy.images], message=message)
@@ -185,6 +205,26 @@ def _image(image: str, policy: Policy, host_image: bool) -> Iterator[Violation]:
     elif image == HOST_IMAGE and not host_image:
         message = "the image host is switched off on this installation"
         yield Violation(field="image", got=image, allowed=None, message=message)
+    elif image != HOST_IMAGE:
+        yield from _digest(request, policy, host_image, images)
+
+
+def _digest(
+    request: Request, policy: Policy, host_image: bool, images: Offered | None
+) -> Iterator[Violation]:
+    """Yield what is wrong with an image that the policy allows: then alone it is told what there is."""
+    image = request.image
+    digest = None if images is None else images.digest_of(image)
+    if policy.image_digest is ImageDigest.REQUIRED and not names_digest(image):
+        message = f"the policy {policy.name} demands the digest of the image"
+        allowed = f"{image}@{digest}" if digest else f"{image}@sha256:…"
+        yield Violation(field="image", got=shown(image), allowed=shown(allowed), message=message)
+    elif images is not None and digest is None:
+        there = [name for name, _ in images.under(policy)]
+        if host_image and policy.allows_image(HOST_IMAGE):
+            there.append(HOST_IMAGE)
+        message = images.trouble(image, pool_of(request, policy))
+        yield Violation(field="image", got=shown(image), allowed=[*there[:TOLD_MAX]], message=message)
 
 
 def _queueing(request: Request, policy: Policy) -> Iterator[Violation]:

@@ -14,6 +14,7 @@ from policies.limits import LimitsRequest
 from policies.model import Frozen
 from policies.policy import (
     Capabilities,
+    DigestDemand,
     FilesBytes,
     FilesMax,
     Images,
@@ -39,6 +40,9 @@ class Bounds(Frozen):
     )
     images: Images | None = Field(
         default=None, description="The images that may be named, of those that the policy allows."
+    )
+    image_digest: DigestDemand | None = Field(
+        default=None, description="`required`: a job must name its image by digest, whatever the policy says."
     )
     syscalls: SyscallProfile | None = Field(
         default=None, description="The most lenient system call profile; a stricter one of the policy stays."

@@ -13,6 +13,7 @@ from policies.model import Frozen
 from policies.policy import (
     Capabilities,
     Description,
+    DigestDemand,
     Environment,
     FilesBytes,
     FilesMax,
@@ -55,6 +56,7 @@ class PolicyDocument(Frozen):
         default=None, description="The most that a step may ask for, limit by limit."
     )
     images: Images | None = None
+    image_digest: DigestDemand | None = None
     syscalls: Syscalls | None = None
     network: Network | None = None
     capabilities: Capabilities | None = None

@@ -22,6 +22,7 @@ from policies.document import Resolved
 from policies.isolation import Host
 from policies.limits import Limits
 from policies.model import Frozen
+from policies.offered import Offered
 from policies.policy import Policy
 from policies.scopes import Effective, Rule, ScopeError, Scopes, Source, fold
 from policies.violation import Violation, shown
@@ -83,6 +84,7 @@ def explain(
     *,
     host_image: bool = True,
     hosts: Sequence[Host] = (),
+    images: Offered | None = None,
 ) -> Explanation:
     """Return what would become of `request` under a policy and the scopes above it; see `admit`."""
     name, above = resolved.policy.name, tuple(scope for scope, _ in scopes)
@@ -92,7 +94,7 @@ def explain(
         return refusal(name, error.violations, above)
     violations: tuple[Violation, ...] = ()
     try:
-        admit(request, found.policy, host_image=host_image, hosts=hosts)
+        admit(request, found.policy, host_image=host_image, hosts=hosts, images=images)
     except AdmissionError as error:
         violations = error.violations
     return Explanation(

@@ -15,15 +15,14 @@ from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, Field, Strict, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from policies.image_names import HOST_IMAGE, without_digest
 from policies.images import PATTERNS_MAX, Pattern, matches, simplest
-from policies.isolation import OCI, IsolationFloor, NetworkMode, SyscallProfile
+from policies.isolation import OCI, Graded, IsolationFloor, NetworkMode, SyscallProfile
 from policies.limits import COUNT_MAX, LAUNCHER_MAX, Limits
 from policies.model import Frozen
 from policies.priority import Priority
 from policies.units import AS_DURATION, AS_SIZE, DURATION_MAX, KIB, MIB
 
-HOST_IMAGE = "host"
-"""The built-in image: a read-only view of the machine's own toolchain directories."""
 STEPS_MAX = 64
 """The most steps that any policy may allow."""
 FILES_MAX = 10_000
@@ -58,6 +57,13 @@ class Capability(StrEnum):
     SETGID = "SETGID"
     SETUID = "SETUID"
     SYS_PTRACE = "SYS_PTRACE"
+
+
+class ImageDigest(Graded):
+    """Whether a request must say the digest of its image."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
 
 
 def _sorted(capabilities: tuple[Capability, ...]) -> tuple[Capability, ...]:
@@ -97,6 +103,14 @@ Images = Annotated[
         json_schema_extra={"x-kernel": "lower layers of the root overlay"},
     ),
     AfterValidator(simplest),
+]
+DigestDemand = Annotated[
+    ImageDigest,
+    Field(
+        description="`required`: a job must name its image by digest (`name@sha256:…`), so that it says itself"
+        " what it runs in; `optional`: a name will do, and means what the workers have under it when the job is"
+        " admitted. `host` has no digest, and none is asked of it; `isolation.image` can refuse it.",
+    ),
 ]
 Syscalls = Annotated[
     SyscallProfile,
@@ -229,6 +243,7 @@ class Policy(Frozen):
     defaults: Limits = Field(description="The limits of a step that does not ask for its own.")
     ceilings: Limits = Field(description="The most that a step may ask for, limit by limit.")
     images: Images
+    image_digest: DigestDemand
     syscalls: Syscalls
     network: Network
     capabilities: Capabilities
@@ -276,7 +291,8 @@ class Policy(Frozen):
         return copied
 
     def allows_image(self, image: str) -> bool:
-        """Say whether a job may name `image`."""
+        """Say whether a job may name `image`. A digest beside a tag says no more than which of its images is meant."""
         if image == HOST_IMAGE and self.isolation.image == OCI:
             return False
-        return any(matches(pattern, image) for pattern in self.images)
+        ways = [way for way in (image, without_digest(image)) if way]
+        return any(matches(pattern, way) for pattern in self.images for way in ways)

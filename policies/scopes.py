@@ -12,10 +12,11 @@ from enum import StrEnum
 from typing import Any
 
 from policies.bounds import Bounds
+from policies.image_names import HOST_IMAGE
 from policies.images import common
 from policies.isolation import OCI
 from policies.limits import Limits
-from policies.policy import HOST_IMAGE, Policy
+from policies.policy import Policy
 from policies.violation import Violation
 
 PLATFORM = "platform"
@@ -137,6 +138,8 @@ def _narrowed(policy: Policy, bounds: Bounds) -> Iterator[tuple[str, Any]]:
         yield "defaults", _lowered(policy.defaults, bounds)
     if bounds.images is not None:
         yield "images", common(policy.images, bounds.images)
+    if bounds.image_digest is not None:
+        yield "image_digest", min(policy.image_digest, bounds.image_digest, key=lambda demand: demand.rank)
     if bounds.syscalls is not None:
         yield "syscalls", min(policy.syscalls, bounds.syscalls, key=lambda profile: profile.rank)
     if bounds.network is not None:

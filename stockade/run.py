@@ -26,9 +26,10 @@ from pydantic import ValidationError
 from jobs.spec import JobSpec
 from policies.admission import AdmissionError, admit
 from policies.finding import PolicyError
+from policies.image_names import HOST_IMAGE
 from policies.limits import Limits
 from policies.loader import load
-from policies.policy import HOST_IMAGE, Policy
+from policies.policy import Policy
 from policies.scopes import PLATFORM, ScopeError, effective
 from policies.violation import violations
 from stockade import host

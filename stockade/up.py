@@ -90,6 +90,7 @@ class UpOptions:
     policies: Path | None = None
     metrics: str = "127.0.0.1:9464"
     grace: float = 10.0
+    images: Path | None = None
 
 
 @dataclass
@@ -128,7 +129,8 @@ class Stack:
             **({"slots": self.options.slots} if self.options.slots else {}),
         )
         python = [sys.executable, "-I", "-m"]
-        launcher = launcher_command(settings, self.state / "launcher", self.state / host.IMAGES)
+        images = self.options.images or self.state / host.IMAGES
+        launcher = launcher_command(settings, self.state / "launcher", images)
         data = self.state / "valkey"
         server = valkey.command(data, durable=True, acl_file=self._users.acl_file)
         return [

@@ -42,6 +42,11 @@ def _pools(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 )
 @click.option("--image-host/--no-image-host", default=True, show_default=True, help="Offer the image `host`.")
 @click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Store of images, such as that of another state directory. [default: images, below the state]",
+)
+@click.option(
     "--policies",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Directory of policies (YAML) beside the built-in ones.",
@@ -61,6 +66,7 @@ def up(
     slots: int | None,
     pools: tuple[str, ...],
     image_host: bool,
+    images: Path | None,
     policies: Path | None,
     metrics: str,
     grace: float,
@@ -75,7 +81,10 @@ def up(
         policies = policies.absolute()
         fix = "Put them elsewhere, for example in /etc/stockade/policies"
         host.require_reachable(policies, "the policies", fix)
-    options = UpOptions(claim_state(state), listen, slots, pools, image_host, policies, metrics, grace)
+    images = images and images.absolute()
+    options = UpOptions(
+        claim_state(state), listen, slots, pools, image_host, policies, metrics, grace, images
+    )
     with host.locked(options.state):
         host.require_free(listen)
         _serve(Stack(options))

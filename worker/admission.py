@@ -10,8 +10,10 @@ from jobs.job import Job
 from jobs.policy_source import PolicySource
 from jobs.policy_versions import PolicyVersions
 from policies.admission import Admission, AdmissionError, admit
+from policies.image_names import HOST_IMAGE
 from policies.isolation import Host
 from policies.loader import PolicySet
+from policies.offered import pinned
 from policies.policy import Policy
 from policies.scopes import PLATFORM, ScopeError, effective, within
 
@@ -65,6 +67,8 @@ class Policies:
 def admitted_again(job: Job, policies: Policies, image_host: bool) -> tuple[Policy, Admission]:
     """Return the policy that the job runs under, and what it decides.
 
+    Its image is the digest that is stored with it: the name may have come to mean another one since.
+
     Raises:
         NotAdmittedError: the policy does not allow the job, or not as it is stored.
     """
@@ -73,7 +77,10 @@ def admitted_again(job: Job, policies: Policies, image_host: bool) -> tuple[Poli
         message = f"The job names the policy {job.spec.policy}; it was admitted under {policy.name}."
         raise NotAdmittedError(message)
     try:
-        admission = admit(job.spec, policy, host_image=image_host)
+        images = None
+        if job.spec.image != HOST_IMAGE:
+            images = pinned(job.spec.image, job.admission.image_digest)
+        admission = admit(job.spec, policy, host_image=image_host, images=images)
     except AdmissionError as error:
         raise NotAdmittedError(f"The policy {policy.name} does not allow this job: {error}.") from error
     if admission != job.admission:

@@ -15,12 +15,12 @@ from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step
 from jobs.store import Store
 from jobs.workers import HostFacts
-from policies.admission import AdmittedStep
+from policies.admission import Admission, AdmittedStep
 from policies.policy import Policy
 from worker import memfile
 from worker.admission import Policies, admitted_again, demand_floor
 from worker.artifacts import collect
-from worker.images.chosen import Chosen, choose
+from worker.images.chosen import Chosen, admitted_image
 from worker.live import Broadcast, Live
 from worker.outcome import outcome_of, output_passed
 from worker.sandbox.client import Session
@@ -70,12 +70,12 @@ def run_attempt(attempt: Attempt, workshop: Workshop, stop: Stop) -> JobResult:
         redis.RedisError: artifacts could not be stored.
     """
     with _phase("admit"):
-        policy, steps = _admitted(attempt, workshop)
+        policy, admission, steps = _admitted(attempt, workshop)
     results: list[StepResult] = []
     try:
         with _session(workshop.launcher, stop) as session, workshop.live.of(attempt) as broadcast:
             stand_on_floor(policy, session)
-            image = choose(session, attempt.job.spec.image)
+            image = admitted_image(session, admission, policy)
             for step in steps:
                 plan = plan_of(step, image, policy)
                 ended = _run(session, step, plan, attempt.job.spec, stop, broadcast)
@@ -111,12 +111,13 @@ def _stopped(stop: Stop, results: list[StepResult], steps: int) -> JobResult:
     return JobResult(outcome=outcome, steps=tuple(results))
 
 
-def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, list[Planned]]:
+def _admitted(attempt: Attempt, workshop: Workshop) -> tuple[Policy, Admission, list[Planned]]:
     """The policy and the limits in force: the worker asks again, and trusts nothing that it was sent."""
     policy, admission = admitted_again(attempt.job, workshop.policies, workshop.image_host)
     pairs = zip(attempt.job.spec.sequence, admission.steps, strict=True)
     count = len(admission.steps)
-    return policy, [Planned(*pair, index=n, last=n == count - 1) for n, pair in enumerate(pairs)]
+    steps = [Planned(*pair, index=n, last=n == count - 1) for n, pair in enumerate(pairs)]
+    return policy, admission, steps
 
 
 def stand_on_floor(policy: Policy, session: Session) -> None:

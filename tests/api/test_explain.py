@@ -135,7 +135,7 @@ def test_a_floor_that_no_live_worker_has_is_refused_at_once(
     assert own.post("/v1/jobs", json=body).status_code == 201
     old = worker_status("w1").model_copy(update={"host": HostFacts(cgroup="v1", kernel="6.1")})
     Workers(redis_client).heartbeat(old)
-    own.services.hosts._known = (0.0, ())
+    own.services.hosts.forget()
     [error] = own.post("/v1/jobs", json=body).json()["errors"]
     assert (error["field"], error["got"], error["allowed"]) == ("isolation.cgroup", "v1", "v2")
 

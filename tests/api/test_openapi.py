@@ -109,6 +109,7 @@ ADDRESSES = [
     ("GET", "/v1/jobs/job_1/artifacts/a"),
     ("GET", "/v1/policies"),
     ("GET", "/v1/policies/nothing"),
+    ("GET", "/v1/images"),
     ("GET", "/v1/quota"),
     ("GET", "/v1/usage"),
     ("GET", "/v1/audit"),
@@ -169,6 +170,7 @@ def provoke_successes(client: httpx.Client, worker: Any, store: Any) -> None:
     client.get("/v1/policies/default")
     client.post("/v1/jobs:explain", json=TRUE)
     client.post("/v1/jobs:explain", json={"command": ["a"], "policy": "nothing"})
+    client.get("/v1/images")
     client.get("/v1/quota")
     client.get("/v1/usage")
     client.get("/v1/usage?format=csv")

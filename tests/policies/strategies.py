@@ -10,7 +10,7 @@ from policies.bounds import Bounds
 from policies.isolation import IsolationFloor, NetworkMode, SyscallProfile
 from policies.limits import LimitsRequest
 from policies.loader import load_policies
-from policies.policy import Capability, Policy
+from policies.policy import Capability, ImageDigest, Policy
 from policies.priority import Priority
 
 
@@ -46,6 +46,7 @@ bounds = st.builds(
     policies=st.none() | st.sampled_from([("*",), ("default", "judge"), ("s*",)]),
     ceilings=st.none() | limits,
     images=st.none() | patterns.map(tuple),
+    image_digest=st.none() | st.sampled_from(ImageDigest),
     syscalls=st.none() | st.sampled_from(SyscallProfile),
     network=st.none() | st.sampled_from(NetworkMode),
     capabilities=st.none() | st.lists(st.sampled_from(Capability), max_size=6).map(tuple),
@@ -74,6 +75,7 @@ def policies(draw: st.DrawFn) -> Policy:
         "images": images,
         "pools": draw(pools),
         "isolation": floor,
+        "image_digest": draw(st.sampled_from(ImageDigest)),
         "syscalls": draw(st.sampled_from(SyscallProfile)),
         "priority_max": draw(st.sampled_from(Priority)),
         "environment": draw(st.dictionaries(st.sampled_from(["A", "B"]), st.sampled_from(["1", "2"]))),

@@ -97,6 +97,7 @@ def test_every_bound_bounds() -> None:
         "policies": ["other"],
         "ceilings": {"pids": 1},
         "images": ["other"],
+        "image_digest": "required",
         "syscalls": "strict",
         "capabilities": [],
         "pools": ["other"],

@@ -55,6 +55,8 @@ class FakeLauncher:
         """Every plan that it ran, in order."""
         self.fail: dict[str, Any] | None = None
         """A `failed` message to answer each plan with, instead of running it."""
+        self.images: dict[str, dict[str, Any]] = {}
+        """What is recorded of each image that it has, by digest."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(path))
         self._listener.listen(64)
@@ -115,6 +117,8 @@ class FakeLauncher:
             wire.send(
                 connection, {"op": "about", "cgroup": "v2", "kernel": "6.1.0", "images": {"host": "host"}}
             )
+        elif message["op"] == "image":
+            wire.send(connection, {"op": "image", "image": self.images.get(message["image"])})
         elif message["op"] == "collect":
             _collect(connection, message, workspace)
 

@@ -18,6 +18,7 @@ from tests.worker.conftest import Claim
 from tests.worker.fake_launcher import FakeLauncher
 from worker.admission import NotAdmittedError, Policies, demand_floor
 from worker.attempt import Workshop, run_attempt
+from worker.sandbox.errors import SandboxError
 from worker.stop import Stop
 
 pytestmark = pytest.mark.usefixtures("launcher")
@@ -211,3 +212,60 @@ def test_a_host_below_the_floor_is_told_with_everything_that_is_missing() -> Non
     for unknown in (Machine(None, "6.18"), Machine("v2", ""), Machine("v2", "fake")):
         with pytest.raises(NotAdmittedError):
             demand_floor(policy, unknown)
+
+
+A, B = (f"sha256:{letter * 64}" for letter in "ab")
+IMAGES = DEFAULT.model_copy(update={"images": ("app:*", "app@*", "host")})
+
+
+def recorded(digest: str, *names: str) -> dict[str, object]:
+    """What a launcher tells of an image."""
+    return {"digest": digest, "env": [], "directory": "", "user": None, "group": None, "names": [*names]}
+
+
+def in_image(claim: Claim, image: str, digest: str | None) -> Attempt:
+    """The attempt of a job that was admitted with this digest."""
+    return forged(claim(IMAGES, image=image, command=["true"]), image_digest=digest)
+
+
+@pytest.mark.parametrize("names", [(), ("app:2",), ("other:1", "app:old"), ("app:1",)])
+def test_a_job_runs_in_the_digest_of_its_admission(
+    workshop: Workshop, claim: Claim, launcher: FakeLauncher, store: Store, names: tuple[str, ...]
+) -> None:
+    """214: whatever the name means meanwhile, and also when no name is left to the image."""
+    PolicyVersions(store.redis).publish(IMAGES)
+    launcher.images = {A: recorded(A, *names), B: recorded(B, "app:1"), "app:1": recorded(B, "app:1")}
+    assert run_attempt(in_image(claim, "app:1", A), workshop, Stop()).outcome.succeeded
+    assert [plan["image"] for plan in launcher.plans] == [A]
+
+
+@pytest.mark.parametrize(
+    ("image", "digest"),
+    [("app:1", None), ("app:1", "app:1"), (f"app@{A}", B), (f"app:1@{A}", B), ("host", A)],
+)
+def test_a_digest_that_is_not_the_request_s_is_refused(
+    workshop: Workshop, claim: Claim, launcher: FakeLauncher, store: Store, image: str, digest: str | None
+) -> None:
+    """The stored digest is one, and the one that the request names, if it names one."""
+    PolicyVersions(store.redis).publish(IMAGES)
+    launcher.images = {each: recorded(each, "app:1") for each in (A, B)}
+    assert "image" in refusal(in_image(claim, image, digest), workshop, launcher)
+
+
+def test_an_image_that_goes_by_others_names_is_refused(
+    workshop: Workshop, claim: Claim, launcher: FakeLauncher, store: Store
+) -> None:
+    """Who writes another tenant's digest into a job does not get its image."""
+    PolicyVersions(store.redis).publish(IMAGES)
+    launcher.images = {B: recorded(B, "other/secret:1")}
+    assert B in refusal(in_image(claim, "app:1", B), workshop, launcher)
+
+
+def test_an_image_that_is_on_another_host_only_is_our_failure(
+    workshop: Workshop, claim: Claim, launcher: FakeLauncher, store: Store
+) -> None:
+    """The job gets another attempt, maybe there."""
+    PolicyVersions(store.redis).publish(IMAGES)
+    with pytest.raises(SandboxError, match="does not have"):
+        run_attempt(in_image(claim, "app:1", A), workshop, Stop())
+    assert launcher.plans == []

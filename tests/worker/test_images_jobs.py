@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.spec import Step
+from jobs.spec import JobSpec, Step
+from policies.admission import admit
 from policies.loader import load_policies
+from policies.offered import pinned
 from tests.images import END, archive, bring_in, digest, directory, entry, listed, oci, root, symlink
 from tests.sandboxes import Launcher
 from worker.images import collect, reference
-from worker.images.chosen import Chosen, choose
+from worker.images.chosen import Chosen, admitted_image, choose
 from worker.images.store import ImageRecord, Store
 from worker.sandbox.errors import SandboxError
 from worker.sandbox.images import LAYERS_MAX
@@ -226,9 +228,7 @@ def test_a_damaged_layer_is_quarantined_and_can_come_back(
     assert bring_in(store, tmp_path / "layout").digest == record.digest
     assert listed(tree) == before
     assert shell(launcher, record.digest, "cat /f") == "1"
-    store.tag(
-        reference.parse("kept:1"), record.digest
-    )  # an image without a name goes, when no job runs in it
+    store.tag(reference.parse("kept:1"), record.digest)  # without a name it goes when no job runs in it
     collect.prune(store)
     assert len(os.listdir(store.directory / "quarantine")) == 1, (
         "kept to be looked at while the image is there"
@@ -256,6 +256,12 @@ def test_what_the_image_says_applies_and_the_request_overrides(
         for name in ("nothing", "App", NO_DIGEST, *aside):
             with pytest.raises(SandboxError, match="image"):
                 choose(job.session, name)
+        store.tag(reference.parse("app"), other)  # the tag moves on; what was admitted stays
+        spec = JobSpec.model_validate({"image": "app", "command": ["true"]})
+        mine = policy.model_copy(update={"images": ("app",)})
+        before = admit(spec, mine, images=pinned("app", record.digest))
+        assert admitted_image(job.session, before, mine) == chosen
+        assert choose(job.session, "app").digest == other
     assert chosen.ids(policy) == (7, 9)
     assert chosen.ids(policy.model_copy(update={"user": 1000})) == (1000, 1000)
     assert chosen.cwd(Step(argv=("x",))) == "/srv/app"

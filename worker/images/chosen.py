@@ -6,12 +6,13 @@ user is 0 lets an image have any user, one with another user has every program r
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.spec import Step
-from policies.policy import HOST_IMAGE, Policy
-from worker.images import reference
-from worker.images.errors import ImageError
-from worker.images.reference import Reference
+from policies.admission import Admission
+from policies.image_names import HOST_IMAGE, Reference, parse, spellings
+from policies.policy import Policy
+from worker.admission import NotAdmittedError
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError
 
@@ -40,21 +41,8 @@ class Chosen:
 HOST = Chosen(HOST_IMAGE)
 
 
-def _means(named: Reference, names: list[str]) -> bool:
-    """Whether an image with these names is meant. A policy was asked about the name: a digest beside it must be one
-    that the name has here, so that it does not open another image."""
-    if not named.path:
-        return True
-    same = [
-        each
-        for each in map(reference.parse, names)
-        if (each.registry, each.path) == (named.registry, named.path)
-    ]
-    return any(each.tag == named.tag or not named.tag for each in same)
-
-
 def choose(session: Session, image: str) -> Chosen:
-    """What a name or digest means on the launcher's host, now.
+    """What a name or digest means on the launcher's host, now; for a command of the operator.
 
     Raises:
         SandboxError: it has no such image, or does not answer.
@@ -62,11 +50,43 @@ def choose(session: Session, image: str) -> Chosen:
     if image == HOST_IMAGE:
         return HOST
     try:
-        named = reference.parse(image)
-    except ImageError as error:
-        raise SandboxError("image", 0, image, error.message) from None
+        named = parse(image)
+    except ValueError as error:
+        raise SandboxError("image", 0, image, str(error)) from None
     record = session.image(named.digest or str(named))
-    if record is None or not _means(named, record["names"]):
+    if record is None or not _meant(named, record["names"]):
         raise SandboxError("image", 0, image, "this host has no such image; see `stockade image list`")
+    return _chosen(record)
+
+
+def admitted_image(session: Session, admission: Admission, policy: Policy) -> Chosen:
+    """The image that a job was admitted with, by its digest, whatever its name means now.
+
+    An image that this host knows by other names only, none of which the policy lets through, is not run: who writes
+    a digest into a job gets no image that is not his.
+
+    Raises:
+        NotAdmittedError: the policy lets none of the image's names through.
+        SandboxError: this host does not have it (another one may), or does not answer.
+    """
+    if admission.image_digest is None:
+        return HOST
+    record = session.image(admission.image_digest)
+    if record is None:
+        raise SandboxError("image", 0, admission.image, f"this host does not have {admission.image_digest}")
+    names = record["names"]
+    mine = any(policy.allows_image(spelling) for name in names for spelling in spellings(name))
+    if names and not mine and not _meant(parse(admission.image), names):
+        raise NotAdmittedError(
+            f"The policy {policy.name} lets no name of {admission.image_digest} through that it has here."
+        )
+    return _chosen(record)
+
+
+def _meant(named: Reference, names: list[str]) -> bool:
+    return not named.path or any(named.means(parse(name)) for name in names)
+
+
+def _chosen(record: dict[str, Any]) -> Chosen:
     env = dict(each.split("=", 1) for each in record["env"])
     return Chosen(record["digest"], env, record["directory"], record["user"], record["group"])
