@@ -90,7 +90,8 @@ def show(report: dict[str, Any]) -> str:
     if "pull" in report:
         shown.append(show_pull(report["pull"]))
     header = ("", "figure", "aim", "")
-    shown.append(table("Aims, for a machine with 2 cores", header, [aim.line() for aim in aims(report)]))
+    if lines := [aim.line() for aim in aims(report)]:
+        shown.append(table("Aims, for a machine with 2 cores", header, lines))
     return "\n\n".join(shown)
 
 
