@@ -28,21 +28,20 @@ from api import (
     webhooks,
 )
 from api.access import AccessLog
-from api.artifacts import ArtifactList
-from api.batches import Batch, BatchAnswer
 from api.health import Health, Readiness
 from api.images import ImageList
-from api.job_view import JobView
 from api.keys import KeyList, KeyRequest, NewKey
 from api.policies import PolicyList, PublishedPolicy
-from api.problems import Problem
 from api.services import running
-from api.story import EVENTS
 from api.webhooks import DeliveryList, NewWebhook, WebhookChange, WebhookList, WebhookRequest
 from jobs.audit import Page
+from jobs.batch import Batch, BatchAnswer
 from jobs.deliveries import Delivery
+from jobs.job_event import EVENTS
+from jobs.job_list import JobList
+from jobs.job_view import ArtifactList, JobView
 from jobs.keys import Key
-from jobs.listing import JobList
+from jobs.problem import Problem
 from jobs.quota import Quota
 from jobs.settings import Settings
 from jobs.spec import JobSpec

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import Field
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from api.auth import Reader
@@ -21,8 +20,7 @@ from api.problems import (
     not_found,
 )
 from api.services import services_of
-from jobs.outcome import Artifact, ArtifactError
-from policies.model import Frozen
+from jobs.job_view import ArtifactList
 
 
 class AnyPath(PathConvertor):
@@ -35,15 +33,6 @@ register_url_convertor("any", AnyPath())
 router = APIRouter(
     tags=["artifacts"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE)
 )
-
-
-class ArtifactList(Frozen):
-    """What became of the files that a job's `outputs` name."""
-
-    artifacts: tuple[Artifact, ...] = Field(description="The files that were collected.")
-    artifact_errors: tuple[ArtifactError, ...] = Field(
-        description="Those that matched and were not collected."
-    )
 
 
 @router.get(

@@ -1,17 +1,17 @@
 """Batches: many jobs in one call, each of them accepted or refused as if it had come alone."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, ValidationError, WrapValidator
+from pydantic import ValidationError
 
 from api.auth import Identity, Submitter
 from api.body import parse
 from api.documentation import json_body
 from api.job_body import EXAMPLES, LARGE_BODY
-from api.job_view import JobView, shown_to
+from api.job_view import shown_to
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -21,56 +21,16 @@ from api.problems import (
     UNAUTHENTICATED,
     UNAVAILABLE,
     UNSUPPORTED_MEDIA,
-    Problem,
     ProblemError,
     documented,
     invalid,
 )
 from api.services import Services, services_of
 from api.submission import RATE_HEADERS, IdempotencyKey, submit
-from jobs.spec import JobSpec
-from policies.model import Frozen
+from jobs.batch import AcceptedItem, Batch, BatchAnswer, RefusedItem
 from policies.violation import violations
 
-BATCH_MAX = 100
-"""The most jobs of one batch."""
-
 router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
-
-
-def _as_it_is(job: Any, _: Any) -> Any:
-    """Let a job through unread: each is read alone, so that one that is wrong is no fault of the others."""
-    return job
-
-
-class Batch(Frozen):
-    """Jobs that are handed in together."""
-
-    jobs: tuple[Annotated[JobSpec, WrapValidator(_as_it_is)], ...] = Field(
-        min_length=1, max_length=BATCH_MAX, description="The jobs, each as the body of `POST /v1/jobs`."
-    )
-
-
-class AcceptedItem(Frozen):
-    """A job of a batch that was accepted."""
-
-    status: Literal[200, 201] = Field(
-        description="201; or 200 for the job of an earlier call with the same `Idempotency-Key`."
-    )
-    job: JobView = Field(description="The job.")
-
-
-class RefusedItem(Frozen):
-    """A job of a batch that was refused."""
-
-    status: int = Field(description="The status that it would have had alone: 422 or 429.")
-    problem: Problem = Field(description="Why.")
-
-
-class BatchAnswer(Frozen):
-    """What became of each job of a batch."""
-
-    items: tuple[AcceptedItem | RefusedItem, ...] = Field(description="One for each job, in their order.")
 
 
 EXAMPLE: dict[str, Any] = {

@@ -32,8 +32,9 @@ from api.problems import (
     invalid,
 )
 from api.services import Services, services_of
-from api.story import EVENTS, Cursor, Event, Story
+from api.story import Cursor, Story
 from jobs.job import Job, JobState
+from jobs.job_event import EVENTS, Event
 from jobs.live import FIRST, Glance
 from jobs.metrics import metrics
 from policies.violation import Violation, shown

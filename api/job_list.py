@@ -19,7 +19,8 @@ from api.problems import (
 from api.services import services_of
 from jobs.instant import Instant
 from jobs.job import JobState
-from jobs.listing import PAGE_MAX, Cursor, JobFilter, JobList, list_jobs
+from jobs.job_list import JobList
+from jobs.listing import PAGE_MAX, Cursor, JobFilter, list_jobs
 from jobs.spec import LABELS_MAX
 from policies.violation import Violation, shown
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from api.auth import Identity, Reader, Submitter
 from api.documentation import json_body
 from api.job_body import EXAMPLES, LARGE_BODY
-from api.job_view import JobView, shown_to, view
+from api.job_view import shown_to
 from api.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -32,6 +32,7 @@ from api.services import Services, services_of
 from api.submission import RATE_HEADERS, REPEATED, IdempotencyKey, submit
 from jobs import audit
 from jobs.job import Job, JobState
+from jobs.job_view import JobView, view
 from jobs.spec import JobSpec
 
 MAX_WAIT = 60.0  # seconds that one request waits: proxies cut what is silent for longer

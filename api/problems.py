@@ -13,57 +13,20 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
-from policies.model import Frozen
+from jobs.problem import MAX_ERRORS, URN, Problem
 from policies.violation import Violation, field_path, shown
 
 MEDIA_TYPE = "application/problem+json"
-MAX_ERRORS = 100  # fields at fault in one answer; nobody reads more
 RETRY_AFTER = "1"  # seconds, sent with every 503
 
 _PARAMETER = re.compile(r"\{[^}]*\}")
 
 log = structlog.get_logger(__name__)
-
-
-class Problem(Frozen):
-    """The body of every answer with a status of 400 or above (RFC 9457)."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "urn:stockade:problem:invalid-request",
-                    "title": "The request is not valid",
-                    "status": 422,
-                    "detail": "1 field is not valid: steps[0].limits.memory",
-                    "errors": [
-                        {
-                            "field": "steps[0].limits.memory",
-                            "got": -1,
-                            "allowed": "at least 1048576",
-                            "message": "must be at least 1048576",
-                        }
-                    ],
-                }
-            ]
-        },
-    )
-
-    type: str = Field(description="What kind of problem this is, for programs: a URN that never changes.")
-    title: str = Field(description="The same for people; one text for each `type`.")
-    status: int = Field(description="The HTTP status code, repeated.")
-    detail: str = Field(description="What is wrong with this very request, or with the service.")
-    errors: tuple[Violation, ...] = Field(
-        default=(), description=f"One entry for every field at fault, up to {MAX_ERRORS}."
-    )
-    component: str | None = Field(
-        default=None, description="With 503: the part of the service that cannot be reached, such as `redis`."
-    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +104,7 @@ class ProblemError(Exception):
     def problem(self) -> Problem:
         """What the caller is told."""
         return Problem(
-            type=f"urn:stockade:problem:{self.kind.name}",
+            type=f"{URN}{self.kind.name}",
             title=self.kind.title,
             status=self.kind.status,
             detail=self.detail,

@@ -13,68 +13,13 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, Self
-
-from pydantic import AwareDatetime, Field
+from typing import Literal, Self
 
 from jobs.job import Job, JobResult, JobState
-from jobs.live import PIECE, Piece, Progress, Stream
-from jobs.outcome import Outcome, Output
-from policies.model import Frozen
+from jobs.job_event import EVENTS, Data, Event, FinishedEvent, GapEvent, OutputEvent, StateEvent, Stream
+from jobs.live import PIECE, Piece, Progress
+from jobs.outcome import Output
 
-
-class StateEvent(Frozen):
-    """The job has come into a state. `running` begins an attempt: its output begins again at offset 0."""
-
-    state: Literal[JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING] = Field(
-        description="The state, one that is not the last."
-    )
-    attempt: int = Field(description="How often the job's execution was begun.")
-    at: AwareDatetime = Field(description="When it came into it, or was seen in it.")
-
-
-class OutputEvent(Frozen):
-    """A part of what a step wrote: exactly one of `text` and `base64` is set."""
-
-    attempt: int = Field(description="Which attempt, from 1.")
-    step: int = Field(description="Which step: its index, from 0.")
-    stream: Stream = Field(description="Which of its streams.")
-    offset: int = Field(description="Where the part begins, in bytes from the start of the stream.")
-    bytes: int = Field(description="How many bytes it has.")
-    text: str | None = Field(description="The part, if it is valid UTF-8; else null.")
-    base64: str | None = Field(
-        description="The part as base64, if it is not; else null.",
-        json_schema_extra={"contentEncoding": "base64"},
-    )
-
-
-class GapEvent(Frozen):
-    """A part of what a step wrote that was not kept."""
-
-    attempt: int = Field(description="Which attempt, from 1.")
-    step: int = Field(description="Which step: its index, from 0.")
-    stream: Stream = Field(description="Which of its streams.")
-    offset: int = Field(description="Where the gap begins, in bytes from the start of the stream.")
-    bytes: int = Field(description="How many bytes are missing.")
-
-
-class FinishedEvent(Frozen):
-    """The job is finished, and this is the last event. The job itself has all the rest."""
-
-    state: Literal[JobState.FINISHED] = Field(default=JobState.FINISHED, description="Always `finished`.")
-    attempt: int = Field(description="How often the job's execution was begun.")
-    at: AwareDatetime = Field(description="When it was finished.")
-    outcome: Outcome = Field(description="Why it ended: the outcome of the last step that ran.")
-
-
-Data = StateEvent | OutputEvent | GapEvent | FinishedEvent
-EVENTS: dict[str, type[Data]] = {
-    "state": StateEvent,
-    "output": OutputEvent,
-    "gap": GapEvent,
-    "finished": FinishedEvent,
-}
-"""The events by name, with the form of their data."""
 _NAMES = {model: name for name, model in EVENTS.items()}
 
 _PHASES = {
@@ -121,14 +66,6 @@ class Cursor:
     def rank(self) -> tuple[int, int]:
         """Grows with every state that a job goes through."""
         return self.attempt, _ORDER.index(self.phase)
-
-
-class Event(NamedTuple):
-    """One event: its name, its id, and its data."""
-
-    name: str
-    id: str
-    data: Data
 
 
 @dataclass

@@ -9,11 +9,11 @@ from api.admission import admitted, watch
 from api.auth import Identity, unknown_key
 from api.body import parse
 from api.job_body import canonical, spec_of
-from api.job_view import JobView, view
 from api.problems import IDEMPOTENCY_MISMATCH, OVER_BUDGET, ProblemError
 from api.quota import rate_headers
 from api.services import Services
 from jobs import audit
+from jobs.job_view import JobView, view
 from jobs.metrics import metrics
 from jobs.store import (
     Accepted,

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from redis.exceptions import RedisError
 
 from api.announcements import Announcements
-from api.job_view import JobView
+from jobs.job_view import JobView
 from jobs.store import FINISHED_CHANNEL
 
 RECHECK = 5.0  # seconds between two looks into the store without news

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cgroups, images, ours, pull, rivals, service
+from bench import cgroups, images, ours, pull, release, rivals, service
 from bench.figures import Samples, Summary
 from bench.report import OURS, as_json, show
 
-PARTS = ("sandbox", "jobs", "memory", "images", "pull")
+PARTS = ("sandbox", "jobs", "memory", "images", "pull", "release")
 LAYERS = (1, 40)
 Round = Callable[[int, int], tuple[list[float], float, float]]
 
@@ -34,10 +34,11 @@ class Effort:
     jobs: int
     idle: int
     pulls: int
+    pairs: int
 
 
-THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pulls=7)
-QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pulls=3)
+THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pulls=7, pairs=600)
+QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pulls=3, pairs=200)
 
 
 def say(text: str) -> None:
@@ -167,6 +168,7 @@ def main() -> int:
     effort = QUICK if asked.quick else THOROUGH
     measures = {"sandbox": measure_sandboxes, "jobs": measure_jobs, "memory": measure_memory}
     measures |= {"images": measure_images, "pull": measure_pull}
+    measures["release"] = lambda effort: release.measure(effort.pairs)
     report: dict[str, Any] = {"machine": about_machine()}
     for part in asked.only or PARTS:
         if (figures := measures[part](effort)) is not None:

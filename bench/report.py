@@ -5,6 +5,7 @@ from typing import Any
 
 from bench.figures import Summary, number, table
 from bench.images import HOST
+from bench.release import flatness
 
 OURS = "stockade"
 FLOOR = "floor, C, with cgroups"
@@ -73,6 +74,8 @@ def aims(report: dict[str, Any]) -> list[Aim]:
             found.append(
                 Aim(f"unpacking {form}, times GNU tar's rate", each[OURS] / each["GNU tar"], least=0.8)
             )
+    if "release" in report:
+        found.append(Aim("release p10, dearest over cheapest", flatness(report["release"]), most=2.0))
     return found
 
 
@@ -89,6 +92,8 @@ def show(report: dict[str, Any]) -> str:
         shown += show_images(report["images"])
     if "pull" in report:
         shown.append(show_pull(report["pull"]))
+    if "release" in report:
+        shown.append(show_release(report["release"]))
     header = ("", "figure", "aim", "")
     if lines := [aim.line() for aim in aims(report)]:
         shown.append(table("Aims, for a machine with 2 cores", header, lines))
@@ -131,6 +136,13 @@ def show_pull(pull: dict[str, Any]) -> str:
     ]
     title = f"Pull of {size / 1e6:.0f} MB from a registry on loopback, onto the disk"
     return table(title, (*HEADER, "MB/s"), lines)
+
+
+def show_release(release: dict[str, dict[str, float]]) -> str:
+    """The table of one job handed in and one ended, which releases one."""
+    header = ("", "create p50", "finish p50", "both p10", "both p50", "both p99", "client p50", "client p99")
+    lines = [(name, *(number(round(each)) for each in found.values())) for name, found in release.items()]
+    return table("One job handed in, one ended, the next released; microseconds in Valkey", header, lines)
 
 
 def as_json(value: Any) -> Any:

@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import httpx
+from stockade.client import ApiError, Client, JobView, Outcome, OutcomeKind, StepResult
 
 EXAMPLES = Path(__file__).parent
 PATIENCE = 120.0  # s, for all jobs together
@@ -54,14 +55,13 @@ def main() -> int:
         print(f"Stockade runs on {url}, started in {time.monotonic() - started:.1f} s.")
         print(f"The jobs run in the image {image}: {about}.")
         print(f"Sending {len(cases)} jobs.\n")
-        headers = {"Authorization": f"Bearer {key}"}
-        with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+        with Client(url, key) as client:
             jobs = run_all(client, cases, {"policy": "demo", "image": image})
             print_table(cases, jobs)
-            wrong = [c for c in cases if jobs[c.name]["outcome"]["kind"] != c.expected]
+            wrong = [c for c in cases if verdict(jobs[c.name]).kind != c.expected]
             wrong_answer = show_results(client, jobs, graph)
     for case in wrong:
-        print(f"NOT AS EXPECTED: {case.name} should have ended {case.expected}: {jobs[case.name]['outcome']}")
+        print(f"NOT AS EXPECTED: {case.name} should have ended {case.expected}: {verdict(jobs[case.name])}")
     if wrong or wrong_answer:
         return 1
     print("Every outcome is the expected one. Stockade has stopped.")
@@ -229,39 +229,45 @@ def stack() -> Iterator[tuple[str, str]]:
         shutil.rmtree(home)
 
 
-def run_all(client: httpx.Client, cases: list[Case], where: dict) -> dict[str, dict]:
+def run_all(client: Client, cases: list[Case], where: dict[str, str]) -> dict[str, JobView]:
     """Send every job at once to run there, say how each gets on, return the finished ones by case name."""
     started = time.monotonic()
-    jobs = {}
+    jobs: dict[str, JobView] = {}
     for case in cases:
-        answer = client.post("/v1/jobs", json=case.spec | where)
-        if answer.status_code != 201:
-            sys.exit(f"demo: {case.name} was refused: {answer.text}")
-        jobs[case.name] = answer.json()
+        try:
+            jobs[case.name] = client.submit(case.spec | where)
+        except ApiError as error:
+            sys.exit(f"demo: {case.name} was refused: {error}")
     shown: dict[str, str] = {}
     while any(state != "finished" for state in shown.values()) or not shown:
         for name, job in jobs.items():
-            if job["state"] != "finished":
-                job = jobs[name] = client.get(f"/v1/jobs/{job['id']}").raise_for_status().json()
-            if job["state"] != shown.get(name):
-                shown[name] = job["state"]
-                print(f"  {time.monotonic() - started:5.1f} s  {name:<16}{job['state']}", flush=True)
+            if not job.finished:
+                job = jobs[name] = client.get(job.id)
+            if job.state != shown.get(name):
+                shown[name] = job.state
+                print(f"  {time.monotonic() - started:5.1f} s  {name:<16}{job.state}", flush=True)
         if time.monotonic() - started > PATIENCE:
-            late = ", ".join(name for name, job in jobs.items() if job["state"] != "finished")
+            late = ", ".join(name for name, job in jobs.items() if not job.finished)
             sys.exit(f"demo: not finished after {PATIENCE:g} s: {late}")
         time.sleep(0.1)
     return jobs
 
 
+def verdict(job: JobView) -> Outcome:
+    """Why a finished job ended."""
+    assert job.outcome is not None
+    return job.outcome
+
+
 # ---- what is shown
 
 
-def print_table(cases: list[Case], jobs: dict[str, dict]) -> None:
+def print_table(cases: list[Case], jobs: dict[str, JobView]) -> None:
     rows = [("job", "outcome", "limit", "evidence", "wall s", "cpu s", "memory")]
     for case in cases:
-        steps = jobs[case.name]["steps"]
+        steps = jobs[case.name].steps
         for step in steps:
-            name = case.name if len(steps) == 1 else f"{case.name}: {step['name']}"
+            name = case.name if len(steps) == 1 else f"{case.name}: {step.name}"
             rows.append(row(name, step))
     widths = [max(len(r[column]) for r in rows) for column in range(len(rows[0]))]
     print()
@@ -274,19 +280,19 @@ def print_table(cases: list[Case], jobs: dict[str, dict]) -> None:
     print()
 
 
-def row(name: str, step: dict) -> tuple[str, ...]:
-    outcome, usage = step["outcome"], step["usage"]
-    kind, limits, seen = outcome["kind"], "", ""
-    if kind == "exited":
-        kind = f"exited {outcome['exit_code']}"
+def row(name: str, step: StepResult) -> tuple[str, ...]:
+    outcome, usage = step.outcome, step.usage
+    kind, limits, seen = outcome.kind.value, "", ""
+    if outcome.kind is OutcomeKind.EXITED:
+        kind = f"exited {outcome.exit_code}"
     else:
-        limits = ", ".join(f"{e['limit']} {human(e['limit'], e['value'])}" for e in outcome["evidence"])
-        seen = ", ".join(f"{e['where']} = {human(e['limit'], e['observed'])}" for e in outcome["evidence"])
-    memory = human("memory", usage["memory"])
-    return name, kind, limits, seen, f"{usage['wall_time']:.2f}", f"{usage['cpu_time']:.2f}", memory
+        limits = ", ".join(f"{e.limit} {human(e.limit, e.value)}" for e in outcome.evidence)
+        seen = ", ".join(f"{e.where} = {human(e.limit, e.observed)}" for e in outcome.evidence)
+    memory = human("memory", usage.memory)
+    return name, kind, limits, seen, f"{usage.wall_time:.2f}", f"{usage.cpu_time:.2f}", memory
 
 
-def human(limit: str, value: float) -> str:
+def human(limit: str, value: Any) -> str:
     """A limit's value, or what was observed of it, with its unit; small numbers are counts."""
     if limit.endswith("_time"):
         return f"{value:.4g} s"
@@ -295,17 +301,15 @@ def human(limit: str, value: float) -> str:
     return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.0f} KiB"
 
 
-def show_results(client: httpx.Client, jobs: dict[str, dict], graph: str) -> bool:
+def show_results(client: Client, jobs: dict[str, JobView], graph: str) -> bool:
     """Print the good jobs' results; whether the compiled program's answer differs from ours."""
-    job = jobs["shortest paths"]
-    answer, ours = job["steps"][-1]["stdout"]["text"], shortest_paths(graph)
-    verdict = "the same as computed here" if answer == ours else f"NOT AS EXPECTED, computed here: {ours}"
-    print(f"shortest paths over {len(graph) // 1000} KB of input: {answer.strip()} ({verdict})\n")
-    job = jobs["stations"]
-    report = client.get(f"/v1/jobs/{job['id']}/artifacts/report.txt").raise_for_status().text
+    answer, ours = jobs["shortest paths"].steps[-1].stdout.text or "", shortest_paths(graph)
+    compared = "the same as computed here" if answer == ours else f"NOT AS EXPECTED, computed here: {ours}"
+    print(f"shortest paths over {len(graph) // 1000} KB of input: {answer.strip()} ({compared})\n")
+    report = client.artifact(jobs["stations"].id, "report.txt").decode()
     print("artifact report.txt of stations:")
     print("".join(f"  {line}\n" for line in report.splitlines()))
-    return bool(answer != ours)
+    return answer != ours
 
 
 if __name__ == "__main__":

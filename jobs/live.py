@@ -19,13 +19,13 @@ expires some minutes after the job's end, and nobody fails because it is not the
 
 from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from redis import Redis
 
 from jobs.clock import instant
 from jobs.job import JobState
+from jobs.job_event import Stream
 from jobs.store import job_key
 
 PIECE = 16 * 1024
@@ -38,13 +38,6 @@ FIRST = b"0-0"
 """The position before every entry."""
 
 _PROGRESS = ("tenant", "state", "attempt", "created", "started")
-
-
-class Stream(StrEnum):
-    """The two streams of output."""
-
-    STDOUT = "stdout"
-    STDERR = "stderr"
 
 
 class Piece(NamedTuple):

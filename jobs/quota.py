@@ -6,14 +6,16 @@ waits, runs and is kept of a tenant; `stockade:usage:ID:…` what it used in the
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import AwareDatetime, Field
-from redis import Redis
 
 from jobs.job import Tenant
 from jobs.usage import Window, key
 from policies.model import Frozen
+
+if TYPE_CHECKING:  # a client of the API reads these models, and needs no Redis
+    from redis import Redis
 
 Fields = Mapping[str, str]
 """A hash as text."""
@@ -58,14 +60,14 @@ class Quota(Frozen):
     )
 
 
-def quota(redis: Redis, project: Tenant, organisation: Tenant) -> Quota:
+def quota(redis: "Redis", project: Tenant, organisation: Tenant) -> Quota:
     """The budgets of a project and of its organisation, by the server's clock."""
     clock: Any = redis.time()
     now = datetime.fromtimestamp(clock[0] + clock[1] / 1e6, UTC)
     return Quota(project=_of(redis, project, now), organisation=_of(redis, organisation, now))
 
 
-def _of(redis: Redis, tenant: Tenant, now: datetime) -> TenantQuota:
+def _of(redis: "Redis", tenant: Tenant, now: datetime) -> TenantQuota:
     with redis.pipeline(transaction=False) as pipe:
         pipe.hgetall(f"stockade:load:{tenant.id}")
         for window in Window:

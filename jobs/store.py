@@ -11,7 +11,7 @@ A job is one hash, `stockade:job:ID`:
     retention   ms that it is kept after its end; expires: when that is
     created, started, finished, starts_by, ends_by      ms since the epoch, by the server's clock
     worker, token               who runs it, and the fencing token of that attempt
-    charged     slot-seconds that its project has been charged in advance
+    charged     slot-seconds that its project has been charged ahead, until it ends
     idempotency key of the record of the caller's `Idempotency-Key`
     artifact_bytes              bytes of its artifacts (`stockade:artifacts:ID:TOKEN`, hash: path -> content)
 
@@ -110,12 +110,13 @@ class Accepted(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """One thing that a sweep did: `expired`, `published`, `late`, `deleted` (of a job), `released` (of a pool)."""
+    """One thing that a sweep did: `expired`, `published`, `late`, `deleted` (of a job), `released` (of a pool),
+    `reviewed` (of POOL|TENANT, one that may have no more for now)."""
 
     what: str
     name: str
     number: int
-    """Next attempt, 0 for none; or how many jobs were released."""
+    """Next attempt, 0 for none; how many jobs were released; 1 where a tenant takes its turns again."""
 
 
 class BudgetExceededError(Exception):
@@ -199,18 +200,7 @@ class Store:
             ProjectGoneError: there is no such project any more.
         """
         job_id = "job_" + secrets.token_hex(12)
-        keys = [_JOB + job_id]
-        if idempotency:
-            keys.append(_idempotency_key(project, idempotency.key))
-        args = [
-            *(job_id, project, spec.model_dump_json(exclude_unset=True), admission.model_dump_json()),
-            *(int(admission.retention * 1000), admission.pool, admission.priority.rank),
-            int(admission.max_queue_time * 1000),
-            _milliseconds(spec.deadline) if spec.deadline else "",
-            *(_labels(spec), admission.policy),
-            _digest(idempotency.body) if idempotency else "",
-            actor,
-        ]
+        keys, args = create_call(job_id, spec, admission, project, actor, idempotency)
         answer = self._run["create"](keys, args)
         match answer:
             case [b"created", created, position, *submits]:
@@ -388,6 +378,29 @@ class Store:
         endings = [*_ended(kind, message), *_ended(OutcomeKind.CANCELLED, cancelled)]
         answer = self._run["fail"]([], [attempt.job.id, attempt.token, attempts, *endings])
         return Failure(accepted=answer >= 0, next_attempt=answer if answer > 0 else None)
+
+
+def create_call(
+    job_id: str,
+    spec: JobSpec,
+    admission: Admission,
+    project: str,
+    actor: str = "service",
+    idempotency: Idempotency | None = None,
+) -> tuple[list[str], list[str | int]]:
+    """The keys and arguments of create.lua for a job."""
+    keys = [_JOB + job_id]
+    if idempotency:
+        keys.append(_idempotency_key(project, idempotency.key))
+    return keys, [
+        *(job_id, project, spec.model_dump_json(exclude_unset=True), admission.model_dump_json()),
+        *(int(admission.retention * 1000), admission.pool, admission.priority.rank),
+        int(admission.max_queue_time * 1000),
+        _milliseconds(spec.deadline) if spec.deadline else "",
+        *(_labels(spec), admission.policy),
+        _digest(idempotency.body) if idempotency else "",
+        actor,
+    ]
 
 
 def job_key(job_id: str) -> str:

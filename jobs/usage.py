@@ -11,15 +11,17 @@ import io
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict, Field
-from redis import Redis
 
 from jobs.job import JobResult
 from jobs.outcome import OutcomeKind
 from policies.admission import Admission
 from policies.model import Frozen
+
+if TYPE_CHECKING:  # a client of the API reads these models, and needs no Redis
+    from redis import Redis
 
 GB = 10**9
 """Bytes in the GB of GB-seconds."""
@@ -166,7 +168,7 @@ def key(tenant: str, window: Window, number: int) -> str:
     return f"stockade:usage:{tenant}:{window[0]}:{number}"
 
 
-def used(redis: Redis, tenant: str, name: str, asked: Span) -> UsageReport:
+def used(redis: "Redis", tenant: str, name: str, asked: Span) -> UsageReport:
     """What a tenant, a project or an organisation, used in these windows."""
     window, numbers = asked.window, range(asked.first, asked.end)
     with redis.pipeline(transaction=False) as pipe:

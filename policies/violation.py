@@ -30,6 +30,12 @@ class Violation(Frozen):
     message: str = Field(description="One sentence for people.")
 
 
+def sentence(violation: Violation) -> str:
+    """Return the violation in one line for people: where, what, what it got and what is allowed."""
+    allowed = "" if violation.allowed is None else f"; allowed: {violation.allowed}"
+    return f"{violation.field or 'the body'}: {violation.message} (got {violation.got!r}{allowed})"
+
+
 def field_path(location: Sequence[str | int]) -> str:
     """Return `location`, as pydantic gives it, as a path: `("steps", 0, "argv")` is "steps[0].argv".
 

@@ -8,6 +8,7 @@ import click
 _COMMANDS = {
     "up": "stockade.up_command",
     "run": "stockade.run",
+    "job": "stockade.job_command",
     "doctor": "stockade.doctor",
     "image": "stockade.image_command",
     "tenant": "stockade.tenants",

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import tempfile
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from jobs.outcome import Evidence, Outcome, OutcomeKind
 from jobs.spec import JobSpec
 from policies.admission import AdmissionError, admit
 from policies.finding import PolicyError
@@ -33,10 +31,11 @@ from policies.limits import Limits
 from policies.loader import load
 from policies.policy import Policy
 from policies.scopes import PLATFORM, ScopeError, effective
-from policies.units import format_duration, format_size
-from policies.violation import Violation, violations
+from policies.violation import violations
 from stockade import host
 from stockade.children import Child
+from stockade.job_options import environment, file, given, limit_options, refusal
+from stockade.verdict import OURS, say, status_of
 from worker import memfile
 from worker.admission import NotAdmittedError
 from worker.attempt import Planned, plan_of, result_of, stand_on_floor
@@ -47,7 +46,6 @@ from worker.sandbox.errors import SandboxError
 from worker.stop import Reason, Stop
 from worker.supervise import supervise
 
-OURS, NOT_STARTED, NOT_FOUND, KILLED = 125, 126, 127, 137
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -63,15 +61,6 @@ class Run:
     def limits(self) -> Limits:
         """The limits in force."""
         return self.step.admitted.limits
-
-
-def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """One option for each limit, with the limit's own name and description."""
-    for name, about in reversed(Limits.model_fields.items()):
-        help_text = (about.description or "").split(". ")[0].rstrip(".") + "."
-        help_text += " Only with --json." if name == "output" else ""
-        command = click.option(f"--{name.replace('_', '-')}", name, metavar="N", help=help_text)(command)
-    return command
 
 
 @click.command(
@@ -91,7 +80,7 @@ def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="Image to run in; one of `stockade image list`, whatever images the policy names.",
 )
-@_limit_options
+@limit_options(output="Only with --json.")
 @click.option(
     "--file",
     "files",
@@ -132,10 +121,10 @@ def run(
         host.require_root("run")
         if limits["output"] is not None and not as_json:
             raise click.ClickException("--output needs --json: else the output is not ours to count")
-        step: dict[str, Any] = {"argv": command, "env": _environment(env), "limits": _given(limits)}
+        step: dict[str, Any] = {"argv": command, "env": environment(env), "limits": given(limits)}
         if cwd is not None:
             step["cwd"] = cwd
-        asked = {"image": image, "policy": policy, "command": step, "files": [_file(each) for each in files]}
+        asked = {"image": image, "policy": policy, "command": step, "files": [file(each) for each in files]}
         admitted = _admitted(asked, policies)
         with _session(state, image) as session:
             stand_on_floor(admitted.policy, session)
@@ -148,37 +137,6 @@ def run(
 
 
 # ---- what is asked
-
-
-def _given(limits: dict[str, str | None]) -> dict[str, str | int | float]:
-    """The limits that the command line names; plain numbers as numbers."""
-    return {name: _number(text) for name, text in limits.items() if text is not None}
-
-
-def _number(text: str) -> str | int | float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise click.ClickException(f"--env {pair}: expected NAME=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _file(argument: str) -> dict[str, str]:
-    local, colon, path = argument.partition(":")
-    try:
-        content, mode = Path(local).read_bytes(), Path(local).stat().st_mode
-    except OSError as error:
-        raise click.ClickException(f"--file {local}: {error.strerror}") from None
-    name = path if colon else Path(local).name
-    return {"path": name, "base64": b64encode(content).decode(), "mode": f"{mode & 0o777:04o}"}
 
 
 def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
@@ -194,19 +152,11 @@ def _admitted(asked: dict[str, Any], directory: Path | None) -> Run:
         policy = policy.model_copy(update={"images": (spec.image,)})
         admission = admit(spec, policy)
     except ValidationError as error:
-        raise click.ClickException(_sentences(violations(error, JobSpec))) from None
+        raise click.ClickException(refusal(violations(error, JobSpec))) from None
     except (AdmissionError, ScopeError) as error:
-        raise click.ClickException(_sentences(error.violations)) from None
+        raise click.ClickException(refusal(error.violations)) from None
     step = Planned(spec.sequence[0], admission.steps[0], index=0, last=True)
     return Run(spec, policy, step)
-
-
-def _sentences(found: tuple[Violation, ...]) -> str:
-    lines = ["refused:"]
-    for each in found:
-        allowed = "" if each.allowed is None else f"; allowed: {each.allowed}"
-        lines.append(f"  {each.field.removeprefix('command.')}: {each.message} (got {each.got!r}{allowed})")
-    return "\n".join(lines)
 
 
 # ---- how it is run
@@ -268,8 +218,8 @@ def _run_straight(session: Session, run: Run) -> int:
     if report["op"] == "failed":
         raise SandboxError(report["step"], report["errno"], report["subject"], report["hint"])
     outcome = outcome_of(report, run.limits)
-    _say(outcome)
-    return 128 + got[0] if got else _status(outcome)
+    say(outcome, "stockade run")
+    return 128 + got[0] if got else status_of(outcome)
 
 
 def _run_captured(session: Session, run: Run) -> int:
@@ -280,7 +230,7 @@ def _run_captured(session: Session, run: Run) -> int:
         ended = supervise(session, plan, (0, files), run.limits.output, False, stop)
     result = result_of(run.step, ended)
     click.echo(result.model_dump_json())
-    return 128 + got[0] if got else _status(result.outcome)
+    return 128 + got[0] if got else status_of(result.outcome)
 
 
 @contextmanager
@@ -293,32 +243,3 @@ def _files(run: Run) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-# ---- what is said about it
-
-
-def _status(outcome: Outcome) -> int:
-    if outcome.kind is OutcomeKind.EXEC_FAILED:
-        return NOT_FOUND if outcome.errno == "ENOENT" else NOT_STARTED
-    if outcome.signal is not None:
-        return 128 + outcome.signal
-    return KILLED if outcome.exit_code is None else outcome.exit_code
-
-
-def _say(outcome: Outcome) -> None:
-    """Say on standard error what stopped the program, if something did, and what limits it met."""
-    if outcome.kind is not OutcomeKind.EXITED:
-        click.echo(f"stockade run: {outcome.kind}: {outcome.message}", err=True)
-    for each in outcome.evidence:
-        click.echo(f"stockade run:   {shown(each)}", err=True)
-
-
-def shown(evidence: Evidence) -> str:
-    """One piece of evidence in a line: ``memory 64MiB, memory.events oom_kill: 1``."""
-    value = evidence.value
-    if evidence.limit in ("memory", "disk", "output") and isinstance(value, int):
-        value = format_size(value)
-    elif evidence.limit in ("cpu_time", "wall_time") and isinstance(value, int | float):
-        value = format_duration(value)
-    return f"{evidence.limit} {value}, {evidence.where}: {evidence.observed}"

@@ -9,9 +9,9 @@ Started in this order, each when the one before is ready, and stopped in the rev
 A child that dies is named and started again; one that keeps dying stops everything.
 The kernel sends the children SIGTERM when this process dies, however it dies.
 
-State directory: ``lock``, ``dev-key``, ``logs/``, ``valkey/``, ``launcher/``, ``run/`` with the launcher's
-socket, and the users of Valkey (:mod:`stockade.valkey_users`): worker and API each are one that can do its work
-and no more. All that must outlive a restart is in ``valkey/``.
+State directory: ``lock``, ``dev-key``, ``address`` (of the API), ``logs/``, ``valkey/``, ``launcher/``, ``run/`` with
+the launcher's socket, and the users of Valkey (:mod:`stockade.valkey_users`): worker and API each are one that can
+do its work and no more. All that must outlive a restart is in ``valkey/``.
 """
 
 import select

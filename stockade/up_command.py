@@ -11,6 +11,7 @@ from jobs.settings import OFF
 from policies.policy import NAME_PATTERN
 from stockade import host, keys
 from stockade.children import ChildDied
+from stockade.service import ADDRESS, DEVELOPMENT_KEY
 from stockade.tenants import DEFAULT_TENANT
 from stockade.up import Signals, Stack, Stopped, UpOptions, claim_state
 
@@ -105,7 +106,8 @@ def _serve(stack: Stack) -> None:
 
 
 def _greet(stack: Stack) -> None:
-    key = keys.development_key(stack.redis, stack.state / "dev-key")
+    key = keys.development_key(stack.redis, stack.state / DEVELOPMENT_KEY)
+    (stack.state / ADDRESS).write_text(stack.url + "\n")
     click.echo(f"Stockade is ready on {stack.url} (reference: {stack.url}/docs)")
     click.echo(f"API key of tenant {DEFAULT_TENANT!r}, for development: {key}")
     click.echo("Try:")

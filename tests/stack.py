@@ -14,6 +14,8 @@ from typing import Any
 
 import httpx
 
+from stockade.client import Client
+
 STOCKADE = Path(sys.executable).with_name("stockade")
 PATIENCE = 60 * float(os.environ.get("STOCKADE_TEST_SLOWDOWN", "1"))
 
@@ -67,26 +69,25 @@ class Up:
         return self.process.wait(PATIENCE)
 
     def client(self) -> httpx.Client:
-        """A client with the development key."""
+        """A plain HTTP client with the development key, for what is about HTTP itself."""
         key = (self.state / "dev-key").read_text().strip()
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.Client(base_url=f"http://{self.listen}", headers=headers, trust_env=False, timeout=90)
 
+    def api(self) -> Client:
+        """The Python client with the development key."""
+        key = (self.state / "dev-key").read_text().strip()
+        return Client(f"http://{self.listen}", key, patience=PATIENCE)
+
     def run(self, *argv: str) -> dict[str, Any]:
-        """Send one command; the job when it is finished."""
-        with self.client() as client:
-            job = client.post("/v1/jobs", json={"command": list(argv)}).raise_for_status().json()
-            return self.finished(client, job["id"])
+        """Send one command; the job when it is finished, as JSON."""
+        with self.api() as api:
+            return api.run(argv, timeout=PATIENCE).model_dump(mode="json")
 
-    @staticmethod
-    def finished(client: httpx.Client, job_id: str) -> dict[str, Any]:
-        """The job when it is finished."""
-
-        def look() -> dict[str, Any] | None:
-            job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}?wait=5").raise_for_status().json()
-            return job if job["state"] == "finished" else None
-
-        return dict(until(look, "job finished"))
+    def finished(self, job_id: str) -> dict[str, Any]:
+        """The job when it is finished, as JSON."""
+        with self.api() as api:
+            return api.wait(job_id, timeout=PATIENCE).model_dump(mode="json")
 
     def pids(self) -> dict[str, int]:
         """Its children by name."""

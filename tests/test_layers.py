@@ -46,6 +46,19 @@ def test_the_launcher_starts_without_any_installed_package() -> None:
     assert {name for name in ours if not name.startswith("worker.sandbox.")} == set()
 
 
+def test_the_client_needs_nothing_of_the_service() -> None:
+    """Who imports it loads models and an HTTP client: no web framework, no queue, no Redis, nothing of a worker."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import stockade.client\n"
+        "print(*{m.partition('.')[0] for m in sys.modules}, *[m for m in sys.modules if m.startswith('stockade.')])"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "stockade.client.plan" in loaded
+    assert {name for name in loaded if name.startswith("stockade.") and ".client" not in name} == set()
+    assert loaded & {"api", "worker", "fastapi", "starlette", "celery", "kombu", "redis"} == set()
+
+
 def test_what_handles_an_images_bytes_starts_without_any_installed_package() -> None:
     """The confined children hold themselves, a little of the sandbox, and the standard library."""
     script = (

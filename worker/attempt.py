@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import Attempt, JobResult
-from jobs.live import Stream
+from jobs.job_event import Stream
 from jobs.metrics import metrics
 from jobs.outcome import Isolation, Outcome, OutcomeKind, StepResult, Usage
 from jobs.spec import JobSpec, Step

@@ -17,7 +17,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from jobs.job import Attempt
-from jobs.live import AFTERLIFE, PIECE, LiveOutput, Piece, Pieces, Stream
+from jobs.job_event import Stream
+from jobs.live import AFTERLIFE, PIECE, LiveOutput, Piece, Pieces
 from jobs.outcome import StepResult
 
 INTERVAL = 0.05

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.live import Stream
+from jobs.job_event import Stream
 from worker.capture import Capture
 from worker.sandbox.client import Session
 from worker.sandbox.errors import SandboxError

@@ -36,6 +36,7 @@ local function enter()
   if KEYS[2] then
     redis.call('HSET', KEYS[1], 'idempotency', KEYS[2])
     redis.call('HSET', KEYS[2], 'job', id, 'body', ARGV[12])
+    redis.call('PERSIST', KEYS[2])
   end
   redis.call('ZADD', 'stockade:jobs:' .. project, whole(now), id)
   redis.call('ZADD', 'stockade:due', whole(due), id)
@@ -54,6 +55,7 @@ if not done then
   redis.pcall('ZREM', backlog, id)
   error(failure, 0)
 end
+for _, level in ipairs(chain(project)) do review(pool, level, now) end
 activate(pool, project)
 take_token(project, now)
 release(pool, now, 16)

@@ -6,7 +6,8 @@
 --      5..7 kind, outcome JSON, result JSON for workers lost  8..10 the same for cancelled
 --      11..13 for queue_time_exceeded  14..16 for deadline_exceeded
 -- Returns {what, id, number, what, id, number, ...}: 'expired' and the next attempt or 0; 'published' and the attempt;
--- 'late' and 0; 'deleted' and 0; 'released', a pool, and how many.
+-- 'late' and 0; 'deleted' and 0; 'reviewed', POOL|TENANT, and 1 when it is parked no more; 'released', a pool, and how
+-- many.
 local now, most, told = clock(), ARGV[1], {}
 local function tell(what, id, number)
   for _, each in ipairs({what, id, number}) do told[#told + 1] = each end
@@ -47,6 +48,16 @@ local function publish_lost(pool)
   end
 end
 
+-- First, because this gives memory back: see `purge`.
+for _, id in ipairs(up_to('stockade:expiry', now)) do
+  local job = job_of(id)
+  if job then
+    purge(id, job, now)
+    tell('deleted', id, 0)
+  else
+    redis.call('ZREM', 'stockade:expiry', id)
+  end
+end
 for _, id in ipairs(up_to('stockade:due', now)) do
   local job = job_of(id)
   local why = job and job.state == 'queued' and late(job, now)
@@ -57,18 +68,9 @@ for _, id in ipairs(up_to('stockade:due', now)) do
     redis.call('ZREM', 'stockade:due', id)
   end
 end
-for _, id in ipairs(up_to('stockade:expiry', now)) do
-  local job = job_of(id)
-  if job then
-    purge(id, job, now)
-    tell('deleted', id, 0)
-  else
-    redis.call('ZREM', 'stockade:expiry', id)
-  end
-end
 for _, each in ipairs(up_to('stockade:parked', now)) do
   local pool, id = string.match(each, '^([^|]*)|(.*)$')
-  unpark(pool, id)
+  tell('reviewed', each, review(pool, id, now) and 1 or 0)
 end
 for _, pool in ipairs(redis.call('SMEMBERS', 'stockade:pools')) do
   expire_leases(pool)

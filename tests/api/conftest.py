@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ class Worker:
         artifacts = []
         for path, content in (files or {}).items():
             self.store.put_artifact(attempt, path, content)
-            artifacts.append(Artifact(path=path, size=len(content), sha256="a" * 64, mode="0644"))
+            artifacts.append(
+                Artifact(path=path, size=len(content), sha256=sha256(content).hexdigest(), mode="0644")
+            )
         result = JobResult(
             outcome=step.outcome, steps=(step,), artifacts=tuple(artifacts), artifact_errors=errors
         )

@@ -17,7 +17,8 @@ import redis
 from api import connection
 from jobs import keys, tenants
 from jobs.job import Attempt, JobResult, Tenant
-from jobs.live import LiveOutput, Piece, Pieces, Stream
+from jobs.job_event import Stream
+from jobs.live import LiveOutput, Piece, Pieces
 from jobs.outcome import OutcomeKind, Output
 from jobs.settings import Settings
 from jobs.store import Store, connect

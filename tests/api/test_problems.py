@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 
 from api import problems
-from api.problems import KINDS, Problem, ProblemError
+from api.problems import KINDS, ProblemError
+from jobs.problem import Problem
 from policies.violation import Violation
 
 

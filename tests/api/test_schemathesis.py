@@ -65,9 +65,7 @@ def played_worker(settings: Settings) -> Iterator[None]:
 
 
 @pytest.fixture
-def identities(
-    redis_client: redis.Redis, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def identities(redis_client: redis.Redis, served: Served, tmp_path: Path) -> Iterator[Path]:
     """Keys of two projects in the form of Web Fuzzing Commons; they stay good, although they can revoke themselves."""
     users = []
     for name in ("first", "second"):
@@ -81,7 +79,8 @@ def identities(
         known[digest] = (math.inf, identity)
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({"auth": users}))
-    return path
+    yield path
+    known.clear()
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.story import Cursor, Event, FinishedEvent, GapEvent, OutputEvent, StateEvent, Story
+from api.story import Cursor, Story
 from jobs.job import Job, JobResult, JobState
-from jobs.live import PIECE, Piece, Progress, Stream
+from jobs.job_event import Event, FinishedEvent, GapEvent, OutputEvent, StateEvent, Stream
+from jobs.live import PIECE, Piece, Progress
 from jobs.outcome import Outcome, OutcomeKind, Output, StepResult
 from jobs.spec import JobSpec
 from policies.admission import admit

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import redis
 
-from api.job_view import JobView, view
 from api.waiting import FinishedJobs
 from jobs import keys, tenants
 from jobs.job import JobResult
+from jobs.job_view import JobView, view
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.settings import Settings
 from jobs.spec import JobSpec

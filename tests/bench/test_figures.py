@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bench.figures import Samples, percentile, table
+from bench.release import Pair, flatness, summary
 from bench.report import FLOOR, OURS, aims, as_json
 
 
@@ -47,3 +48,14 @@ def test_a_table_lines_up() -> None:
     assert table("Title", ("", "ms"), [("a", "1.0"), ("long", "10.0")]).splitlines() == [
         "Title", "----------", "        ms", "----------", "a      1.0", "long  10.0", "----------",
     ]  # fmt: skip
+
+
+def test_flatness_is_the_dearest_over_the_cheapest() -> None:
+    """Of a pair of calls the sum counts, and of all pairs the quiet ones."""
+    cheap = summary([Pair(10, 20, 50)] * 9 + [Pair(1000, 1000, 3000)])
+    dear = summary([Pair(20, 25, 60)] * 10)
+    assert (cheap["server_p50"], cheap["server_p99"], cheap["client_p50"]) == (30, 2000, 50)
+    report = {"few": cheap, "many": dear}
+    assert flatness(report) == 1.5
+    (aim,) = aims({"release": report})
+    assert aim.line()[3] == "met"

@@ -34,8 +34,8 @@ def _running() -> Iterator[Service]:
         (policies / "pooled.yaml").write_text(POOLED)
         places = ("--policies", str(policies), "--pools", "default,bigmem")
         up.start("--slots", str(SLOTS), "--grace", "2", *places)
-        with up.client() as client:
-            yield Service(up, client)
+        with up.client() as client, up.api() as api:
+            yield Service(up, client, api)
         cgroups = cgroups_of(up.state)
         assert up.stop() == 0
         assert left_of(up.state) == []

@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 
+from stockade.client import Client
 from tests import census
-from tests.stack import Up
+from tests.stack import PATIENCE, Up
 
 Job = dict[str, Any]
 SOURCE = Path(__file__).resolve().parents[2] / "worker"
@@ -29,29 +30,27 @@ def shell(program: str) -> list[str]:
 
 @dataclass
 class Service:
-    """A running service and a client that has its development key."""
+    """A running service, the Python client of it, and a plain HTTP client for what is about HTTP itself."""
 
     up: Up
     client: httpx.Client
+    api: Client
 
     def submit(self, body: dict[str, Any]) -> Job:
         """Send a job; it as it was accepted."""
-        answer = self.client.post("/v1/jobs", json=body)
-        assert answer.status_code == 201, answer.text
-        job: Job = answer.json()
-        return job
+        return self.api.submit(body).model_dump(mode="json")
 
     def finished(self, job_id: str) -> Job:
         """The job when it is finished."""
-        return self.up.finished(self.client, job_id)
+        return self.api.wait(job_id, timeout=PATIENCE).model_dump(mode="json")
 
     def state(self, job_id: str) -> str:
         """The job's state now."""
-        return str(self.client.get(f"/v1/jobs/{job_id}").raise_for_status().json()["state"])
+        return self.api.get(job_id).state.value
 
     def run(self, body: dict[str, Any]) -> Job:
         """Send a job and wait for its end."""
-        return self.finished(self.submit(body)["id"])
+        return self.api.run(body, timeout=PATIENCE).model_dump(mode="json")
 
     def step(self, argv: list[str], files: list[dict[str, Any]] | None = None, **step: Any) -> Job:
         """Run one command; how its only step went."""

@@ -156,8 +156,8 @@ def test_ctrl_c_among_running_jobs_leaves_nothing_and_loses_none(up: Up) -> None
     """No process, cgroup, mount or socket is left; started again, it finishes every job, and old ones are there."""
     mark = f"86{os.getpid():06d}.5"
     up.start("--slots", "6", "--grace", "3")
-    with up.client() as client:
-        service = Service(up, client)
+    with up.client() as client, up.api() as api:
+        service = Service(up, client, api)
         done = service.run({"command": shell("echo kept | tee f"), "outputs": ["f"]})
         stuck = service.submit({"command": shell(f"trap '' TERM INT; setsid sleep {mark} & sleep {mark}")})[
             "id"
@@ -173,8 +173,8 @@ def test_ctrl_c_among_running_jobs_leaves_nothing_and_loses_none(up: Up) -> None
     assert mounts_of(up.state) == []
     assert not any(path.is_socket() for path in up.state.rglob("*"))
     up.start("--slots", "6", "--grace", "3")
-    with up.client() as client:
-        service = Service(up, client)
+    with up.client() as client, up.api() as api:
+        service = Service(up, client, api)
         assert client.get(f"/v1/jobs/{done['id']}").json() == done
         assert client.get(f"/v1/jobs/{done['id']}/artifacts/f").content == b"kept\n"
         for job_id in waiting:

@@ -10,7 +10,8 @@ from redis import Redis
 
 from jobs import listing
 from jobs.job import JobState
-from jobs.listing import Cursor, JobFilter, JobList, list_jobs
+from jobs.job_list import JobList
+from jobs.listing import Cursor, JobFilter, list_jobs
 from jobs.store import Store
 from tests.dispatch import DONE
 from tests.jobs.conftest import TENANT, Submit

@@ -4,7 +4,8 @@ import pytest
 from redis import Redis
 
 from jobs.job import JobState
-from jobs.live import PIECE, READ_MOST, Glance, LiveOutput, Piece, Pieces, Stream, live_key
+from jobs.job_event import Stream
+from jobs.live import PIECE, READ_MOST, Glance, LiveOutput, Piece, Pieces, live_key
 from jobs.store import Store
 from tests.jobs.conftest import TENANT, Submit
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack import STOCKADE, Up
+from tests.stack import PATIENCE, STOCKADE, Up
 
 pytestmark = [pytest.mark.kernel, pytest.mark.once]
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -30,8 +30,7 @@ def test_the_job_of_the_readme_runs_and_leaves_its_artifact(up: Up) -> None:
     body = re.search(r"```json\n(.*?)```", README, re.DOTALL)
     assert body
     up.start()
-    with up.client() as client:
-        sent = client.post("/v1/jobs", json=json.loads(body[1])).raise_for_status().json()
-        job = Up.finished(client, sent["id"])
-        assert job["outcome"]["kind"] == "exited", job
-        assert client.get(f"/v1/jobs/{job['id']}/artifacts/answer").content == b"42"
+    with up.api() as api:
+        job = api.run(json.loads(body[1]), timeout=PATIENCE)
+        assert job.outcome.kind == "exited", job
+        assert api.artifact(job.id, "answer") == b"42"

@@ -53,11 +53,11 @@ def test_each_process_is_a_redis_user_that_can_do_its_work_alone(up: Up) -> None
     """Jobs run and are cancelled without a command refused; passwords are in one environment each, and in no log."""
     up.start()
     assert up.run("true")["outcome"]["kind"] == "exited"
-    with up.client() as client:
-        job_id = client.post("/v1/jobs", json={"command": ["sleep", "60"]}).json()["id"]
-        until(lambda: client.get(f"/v1/jobs/{job_id}").json()["state"] == "running", "running")
-        client.post(f"/v1/jobs/{job_id}:cancel").raise_for_status()
-        assert up.finished(client, job_id)["outcome"]["kind"] == "cancelled"
+    with up.api() as api:
+        job = api.submit(["sleep", "60"])
+        until(lambda: api.get(job.id).state == "running", "running")
+        api.cancel(job.id)
+        assert api.wait(job.id, timeout=PATIENCE).outcome.kind == "cancelled"
     users = Users.load(up.state)
     with Redis.from_url(users.url(User.ADMIN)) as admin:
         assert admin.acl_log() == []

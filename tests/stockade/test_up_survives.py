@@ -16,24 +16,22 @@ def test_jobs_and_keys_survive_a_restart(up: Up) -> None:
     up.start("--grace", "1")
     done = up.run("echo", "kept")
     key = (up.state / "dev-key").read_text()
-    with up.client() as client:
-        body = {"command": ["sh", "-c", "sleep 4; echo late"]}
-        unfinished = client.post("/v1/jobs", json=body).raise_for_status().json()
-    until(lambda: state_of(up, unfinished["id"]) == "running", "job running")
+    with up.api() as api:
+        unfinished = api.submit(["sh", "-c", "sleep 4; echo late"]).id
+    until(lambda: state_of(up, unfinished) == "running", "job running")
     assert up.stop() == 0
     assert left_of(up.state) == []
     up.start()
     assert (up.state / "dev-key").read_text() == key
-    with up.client() as client:
-        assert client.get(f"/v1/jobs/{done['id']}").json() == done
-        late = Up.finished(client, unfinished["id"])
+    assert up.finished(done["id"]) == done
+    late = up.finished(unfinished)
     assert late["outcome"]["kind"] == "exited"
     assert late["steps"][0]["stdout"]["text"] == "late\n"
 
 
 def state_of(up: Up, job_id: str) -> str:
-    with up.client() as client:
-        return str(client.get(f"/v1/jobs/{job_id}").json()["state"])
+    with up.api() as api:
+        return api.get(job_id).state.value
 
 
 @pytest.mark.parametrize("name", ["valkey", "launcher", "worker", "api"])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobs.live import PIECE, LiveOutput, Piece, Pieces, Stream
+from jobs.job_event import Stream
+from jobs.live import PIECE, LiveOutput, Piece, Pieces
 from jobs.outcome import Output
 from jobs.store import Store
 from tests.api.conftest import step_result

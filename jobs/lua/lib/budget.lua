@@ -73,7 +73,7 @@ local function refused(project, now)
     end
     local budget, limit, used, wait = spent(id, now)
     if budget then return budget, id, limit, used, wait end
-    if has.submits_per_minute and tokens(id, now) < 1 then
+    if has.submits_per_minute and tokens(id, now) < 1 - 1e-9 then  -- who waited as told is not refused by rounding
       local missing = 1 - tokens(id, now)
       return 'submits_per_minute', id, has.submits_per_minute, has.submits_per_minute,
         math.ceil(missing * 60000 / has.submits_per_minute)

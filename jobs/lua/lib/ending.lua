@@ -29,11 +29,11 @@ end
 -- Correct the charge of a job that was released by what it did take, and learn from it.
 local function settle(pool, project, job, now)
   if not job.started then
-    move_both(pool, project, -(job.charged or 0))
+    settle_pass(pool, project, 0, job.charged or 0)
     return
   end
   local seconds = math.max(FLOOR, (now - job.started) / 1000)
-  move_both(pool, project, seconds - (job.charged or 0))
+  settle_pass(pool, project, seconds, job.charged or 0)
   local usual = tonumber(redis.call('HGET', 'stockade:load:' .. project, 'typical') or seconds)
   redis.call('HSET', 'stockade:load:' .. project, 'typical', exact(usual + (seconds - usual) / 8))
 end
@@ -50,13 +50,10 @@ local function leave(id, job, now)
     end
     return
   end
-  redis.call('ZREM', 'stockade:released:' .. pool, id)
+  withdraw(pool, id, job.attempt + 1)
   redis.call('ZREM', 'stockade:leases:' .. pool, id)
   count(project, 'running', -1)
   settle(pool, project, job, now)
-  for _, level in ipairs(chain(project)) do
-    for _, each in ipairs(redis.call('SMEMBERS', 'stockade:pools')) do unpark(each, level) end
-  end
 end
 
 -- A job's fields that this needs, as numbers where they are numbers; nil when there is no such job.
@@ -78,7 +75,8 @@ local function late(job, now)
 end
 
 -- End a job. `ending` is {kind of outcome, JSON of the outcome, JSON of the result}, `charge` is as in `account`, or
--- nil when nothing of it ran. The next job of the pool is released in the same step.
+-- nil when nothing of it ran. What there is room for now is released in the same step, also in other pools where
+-- this job's end leaves its tenants room.
 local function finish(id, job, ending, charge, now)
   local key, expires = 'stockade:job:' .. id, now + job.retention
   charge = charge or {0, 0, 0, 0}
@@ -92,6 +90,9 @@ local function finish(id, job, ending, charge, now)
   redis.call('HINCRBY', 'stockade:metrics', 'jobs_finished_total|' .. ending[1] .. '|' .. job.pool, 1)
   announce(id, job.tenant, 'finished', ending[1], job.attempt, now)
   redis.call('PUBLISH', 'stockade:finished', id)
+  for _, pool in ipairs(review_all(job.tenant, now)) do
+    if pool ~= job.pool then release(pool, now, 16) end
+  end
   release(job.pool, now, 16)
 end
 
@@ -113,13 +114,16 @@ local function fail(id, job, attempts, ending, cancelled, now)
   return 0
 end
 
--- Delete all that is kept of a finished job.
+-- Delete all that is kept of a finished job. DEL comes first: where the memory is full, Redis refuses whatever could
+-- need more to a script that has not written yet.
 local function purge(id, job, now)
   local bytes = tonumber(redis.call('HGET', 'stockade:job:' .. id, 'artifact_bytes') or 0)
-  if bytes > 0 then count(job.tenant, 'artifact_bytes', -bytes) end
   redis.call('DEL', 'stockade:job:' .. id, 'stockade:live:' .. id)
+  if bytes > 0 and redis.call('EXISTS', 'stockade:load:' .. job.tenant) == 1 then  -- it may have been removed
+    count(job.tenant, 'artifact_bytes', -bytes)
+  end
   if job.token then redis.call('UNLINK', artifacts(id, job.token)) end
-  if job.idempotency then redis.call('DEL', job.idempotency) end
+  if job.idempotency and redis.call('HGET', job.idempotency, 'job') == id then redis.call('DEL', job.idempotency) end
   redis.call('ZREM', 'stockade:jobs:' .. job.tenant, id)
   redis.call('ZREM', 'stockade:expiry', id)
   announce(id, job.tenant, 'deleted', '', job.attempt, now)

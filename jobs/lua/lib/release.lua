@@ -5,66 +5,136 @@
 -- there is room, the turn is that of the organisation, and within it of the project, that has had the least so far
 -- for its weight (start-time fair queueing): each has a pass, the slot-seconds it has had divided by its weight. The
 -- smallest pass goes first and moves on by what its job takes: at its release by what the project's jobs usually
--- take, at its end by the difference to what it did take, at least FLOOR. Who comes back from having nothing to run
--- starts at the pass that was served last: idling earns no credit.
+-- take (charged ahead), while it runs for longer by what it has taken (renew.lua), at its end by the difference to what
+-- it did take, at least FLOOR.
 --
--- Who may not have more now (concurrent_jobs reached, a budget of the hour used up) leaves the order and is parked;
--- the end of one of its jobs, or the time given in the set of the parked, brings it back.
+-- Who comes back from having nothing to run starts where the tenant that was served last stood, without what that one
+-- was charged ahead, and never behind everybody who waits: idling earns no credit, and a newcomer does not pay for a
+-- guess that was too high. Who had more than its share before it went idle keeps that.
 --
--- Keys:
---   set  stockade:pools                   names of the pools that ever had a job
---   hash stockade:slots                  pool -> slots of the live workers that serve it (heartbeat.lua)
---   zset stockade:backlog:POOL:PROJECT    job id -> priority class * 2^48 + number of its arrival
---   zset stockade:order:POOL               organisations that have something to release -> pass
---   zset stockade:order:POOL:ORGANISATION  projects of it that have something to release -> pass
---   hash stockade:pass:POOL               organisation -> its latest pass; '' -> pass that was served last
---   hash stockade:pass:POOL:ORGANISATION  project -> the same within the organisation
---   zset stockade:parked                  POOL|TENANT -> when to look at it again, ms
---   zset stockade:released:POOL           jobs in the Celery queue -> time of their last publication, ms
---   zset stockade:leases:POOL             jobs that run -> end of the running attempt's lease, ms
---   list stockade:celery:POOL             the Celery queue itself (kombu's Redis transport: LPUSH, BRPOP)
---   hash stockade:load:PROJECT            queued, running (lib/budget.lua); typical: seconds of its usual job
+-- Who may not have more now (concurrent_jobs reached, a budget of the hour used up) leaves the order and is parked.
+-- It stands in the order again when the end of one of its jobs, a new job of it, or the time given in the set of the
+-- parked finds that nothing bars it any more; a parked tenant is never in the order, so that none is looked at twice.
+--
+-- Keys (PATH is POOL, where organisations stand, or POOL:ORGANISATION, where its projects do):
+--   set  stockade:pools                 names of the pools that ever had a job
+--   hash stockade:slots                 pool -> slots of the live workers that serve it (heartbeat.lua)
+--   zset stockade:backlog:POOL:PROJECT  job id -> priority class * 2^48 + number of its arrival
+--   zset stockade:order:PATH            tenants that have something to release -> pass
+--   hash stockade:pass:PATH             tenant -> its latest pass; '' -> pass from which those who come now start
+--   hash stockade:ahead:PATH            tenant -> how much of its pass was charged ahead, for jobs not yet ended
+--   zset stockade:parked                POOL|TENANT -> when to look at it again, ms
+--   zset stockade:released:POOL         jobs in the Celery queue -> time of their last publication, ms
+--   zset stockade:leases:POOL           jobs that run -> end of the running attempt's lease, ms
+--   list stockade:celery:POOL           the Celery queue itself (kombu's Redis transport: LPUSH, BRPOP)
+--   hash stockade:load:PROJECT          queued, running (lib/budget.lua); typical: seconds of its usual job
 -- A project without an organisation (none that was made by jobs/tenants.py) is its own.
--- Cost: O(log tenants) for each job, however many wait and however many tenants there are.
+-- Cost: O(log tenants) for each job, however many wait and however many tenants there are; what a job that is withdrawn
+-- from the Celery queue costs is in the length of that, which is the window.
+-- Numbers: a pass is a double. 1,000 slots for 10 years at weight 1 are 3 * 10^11, where doubles are 0.00006 apart.
 local FLOOR = 0.05
 local FIRST = 1
 local PARKED = 5000
 
 local function organisation(project) return tenant(project).parent or project end
 
--- Put a job's message into the queue of its pool; jobs/broker.py lets in exactly this form.
-local function publish(pool, id, attempt, now)
-  redis.call('ZADD', 'stockade:released:' .. pool, whole(now), id)
-  redis.call('LPUSH', 'stockade:celery:' .. pool, string.format(
+-- The message of a job; jobs/broker.py lets in exactly this form.
+local function message(pool, id, attempt, published)
+  return string.format(
     '{"body":"[[\\"%s\\",%d],{},{}]","content-encoding":"utf-8","content-type":"application/json",' ..
     '"headers":{"lang":"py","task":"stockade.run_job","id":"%s/%d"},' ..
     '"properties":{"delivery_tag":"%s/%d/%.0f","delivery_mode":2,"delivery_info":{"exchange":"","routing_key":"%s"}}}',
-    id, attempt, id, attempt, id, attempt, now, pool))
+    id, attempt, id, attempt, id, attempt, published, pool)
 end
 
-local function join(order, pass, name)
-  if redis.call('ZSCORE', order, name) then return end
+local function publish(pool, id, attempt, now)
+  redis.call('ZADD', 'stockade:released:' .. pool, whole(now), id)
+  redis.call('LPUSH', 'stockade:celery:' .. pool, message(pool, id, attempt, now))
+end
+
+-- Take a job's message out of the queue again, where no worker has fetched it yet: who submits and cancels in a loop
+-- would else fill the queue, and everybody waits until the workers have been through it.
+local function withdraw(pool, id, attempt)
+  local published = redis.call('ZSCORE', 'stockade:released:' .. pool, id)
+  if not published then return end
+  redis.call('ZREM', 'stockade:released:' .. pool, id)
+  redis.call('LREM', 'stockade:celery:' .. pool, 1, message(pool, id, attempt, published))
+end
+
+local function is_parked(pool, id) return redis.call('ZSCORE', 'stockade:parked', pool .. '|' .. id) end
+
+-- The two places of a project, each {path, who stands there}: its own, and that of its organisation.
+local function places(pool, project)
+  local group = organisation(project)
+  return {{pool .. ':' .. group, project}, {pool, group}}
+end
+
+local function join(pool, path, name)
+  local order, pass = 'stockade:order:' .. path, 'stockade:pass:' .. path
+  if redis.call('ZSCORE', order, name) or is_parked(pool, name) then return end
   local passes = redis.call('HMGET', pass, name, '')
-  redis.call('ZADD', order, exact(math.max(tonumber(passes[1] or 0), tonumber(passes[2] or 0))), name)
+  local start = tonumber(passes[2] or 0)
+  local front = redis.call('ZRANGE', order, 0, 0, 'WITHSCORES')[2]
+  if front then start = math.min(start, tonumber(front)) end
+  start = exact(math.max(start, tonumber(passes[1] or 0)))
+  redis.call('HSET', pass, name, start)
+  redis.call('ZADD', order, start, name)
 end
 
 -- Let a project that has a backlog, and its organisation, take their turns.
 local function activate(pool, project)
-  local group = organisation(project)
-  join('stockade:order:' .. pool .. ':' .. group, 'stockade:pass:' .. pool .. ':' .. group, project)
-  join('stockade:order:' .. pool, 'stockade:pass:' .. pool, group)
+  for _, place in ipairs(places(pool, project)) do join(pool, place[1], place[2]) end
 end
 
--- Move a tenant's pass by `seconds` of slot time; its place in the order with it.
-local function move(order, pass, name, seconds)
-  local moved = redis.call('HINCRBYFLOAT', pass, name, exact(seconds / tenant(name).weight))
-  redis.call('ZADD', order, 'XX', moved, name)
+-- Move a tenant's pass, and its place in the order, by slot-seconds that it `had` and by those that it is charged
+-- ahead (negative: that had been).
+local function move(path, name, had, ahead)
+  local weight = tenant(name).weight
+  local moved = redis.call('HINCRBYFLOAT', 'stockade:pass:' .. path, name, exact((had + ahead) / weight))
+  redis.call('ZADD', 'stockade:order:' .. path, 'XX', moved, name)
+  local rest = redis.call('HINCRBYFLOAT', 'stockade:ahead:' .. path, name, exact(ahead / weight))
+  if tonumber(rest) < 1e-6 then redis.call('HDEL', 'stockade:ahead:' .. path, name) end
 end
 
-local function move_both(pool, project, seconds)
-  local group = organisation(project)
-  move('stockade:order:' .. pool .. ':' .. group, 'stockade:pass:' .. pool .. ':' .. group, project, seconds)
-  move('stockade:order:' .. pool, 'stockade:pass:' .. pool, group, seconds)
+-- A tenant's pass without what it was charged ahead.
+local function settled(path, name)
+  local ahead = tonumber(redis.call('HGET', 'stockade:ahead:' .. path, name) or 0)
+  return tonumber(redis.call('HGET', 'stockade:pass:' .. path, name) or 0) - ahead
+end
+
+-- Exchange what a project and its organisation were charged ahead for a job by what it took. While nobody waits, what
+-- is had is had at nobody's expense: those who come next start behind it.
+local function settle_pass(pool, project, had, charged)
+  for _, place in ipairs(places(pool, project)) do
+    local path, name = place[1], place[2]
+    move(path, name, had, -charged)
+    if redis.call('EXISTS', 'stockade:order:' .. path) == 0 then
+      local start = tonumber(redis.call('HGET', 'stockade:pass:' .. path, '') or 0)
+      redis.call('HSET', 'stockade:pass:' .. path, '', exact(math.max(start, settled(path, name))))
+    end
+  end
+end
+
+-- Charge a job that has run for longer than it was charged ahead for that too, so that who holds slots for hours with
+-- jobs that used to take seconds is not taken for one who has had next to nothing.
+local function charge_more(pool, project, seconds)
+  for _, place in ipairs(places(pool, project)) do move(place[1], place[2], 0, seconds) end
+end
+
+-- Carry what a tenant has had more, or less, than the others over to its new weight.
+local function reweigh(id, old, new)
+  for _, pool in ipairs(redis.call('SMEMBERS', 'stockade:pools')) do
+    local path = tenant(id).parent and pool .. ':' .. tenant(id).parent or pool
+    local passes = redis.call('HMGET', 'stockade:pass:' .. path, id, '')
+    if passes[1] then
+      local start = tonumber(passes[2] or 0)
+      local pass = exact(start + (passes[1] - start) * old / new)
+      redis.call('HSET', 'stockade:pass:' .. path, id, pass)
+      redis.call('ZADD', 'stockade:order:' .. path, 'XX', pass, id)
+      local ahead = redis.call('HGET', 'stockade:ahead:' .. path, id)
+      if ahead then redis.call('HSET', 'stockade:ahead:' .. path, id, exact(ahead * old / new)) end
+    end
+  end
 end
 
 -- ms after which a tenant that may have no further job now is looked at again; nil when it may.
@@ -83,13 +153,32 @@ local function park(pool, order, id, now)
   return true
 end
 
--- Bring a parked tenant back into the order, if it has something to release there.
-local function unpark(pool, id)
-  if redis.call('ZREM', 'stockade:parked', pool .. '|' .. id) == 0 then return end
-  if redis.call('EXISTS', 'stockade:backlog:' .. pool .. ':' .. id) == 1 then activate(pool, id) end
-  if redis.call('EXISTS', 'stockade:order:' .. pool .. ':' .. id) == 1 then
-    join('stockade:order:' .. pool, 'stockade:pass:' .. pool, id)
+-- Look at a parked tenant: when nothing bars it, it is back in the order, if it has something to release there.
+-- Answers whether that is so.
+local function review(pool, id, now)
+  if not is_parked(pool, id) then return false end
+  local backlog = redis.call('EXISTS', 'stockade:backlog:' .. pool .. ':' .. id) == 1
+  local waits = backlog or redis.call('EXISTS', 'stockade:order:' .. pool .. ':' .. id) == 1
+  local wait = waits and barred(id, now)
+  if wait then
+    redis.call('ZADD', 'stockade:parked', whole(now + wait), pool .. '|' .. id)
+    return false
   end
+  redis.call('ZREM', 'stockade:parked', pool .. '|' .. id)
+  if backlog then activate(pool, id) elseif waits then join(pool, pool, id) end
+  return waits
+end
+
+-- The same for a project and its organisation, in all pools, after one of their jobs. Answers the pools where one of
+-- them is back.
+local function review_all(project, now)
+  local found = {}
+  for _, pool in ipairs(redis.call('SMEMBERS', 'stockade:pools')) do
+    for _, level in ipairs(chain(project)) do
+      if review(pool, level, now) then found[#found + 1] = pool end
+    end
+  end
+  return found
 end
 
 local function count(id, field, by)
@@ -113,22 +202,13 @@ local function next_project(pool, now)
   end
 end
 
--- The pass at which a tenant is served is the one from which those who come now start; it never goes back.
-local function advance(passes, name, pass)
-  local latest = tonumber(redis.call('HGET', passes, '') or 0)
-  redis.call('HSET', passes, name, pass, '', exact(math.max(latest, tonumber(pass))))
-end
-
--- Note whose turn it was, and charge what the project's jobs usually take. Answers the seconds.
+-- Note whose turn it is, and charge ahead what the project's jobs usually take. Answers the seconds.
 local function serve(pool, project)
-  local group = organisation(project)
-  local groups, order = 'stockade:order:' .. pool, 'stockade:order:' .. pool .. ':' .. group
-  local passes, within = 'stockade:pass:' .. pool, 'stockade:pass:' .. pool .. ':' .. group
-  local pass, inner = redis.call('ZSCORE', groups, group), redis.call('ZSCORE', order, project)
-  advance(passes, group, pass)
-  advance(within, project, inner)
   local seconds = tonumber(redis.call('HGET', 'stockade:load:' .. project, 'typical') or FIRST)
-  move_both(pool, project, seconds)
+  for _, place in ipairs(places(pool, project)) do
+    redis.call('HSET', 'stockade:pass:' .. place[1], '', exact(settled(place[1], place[2])))
+    move(place[1], place[2], 0, seconds)
+  end
   return seconds
 end
 
