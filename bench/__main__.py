@@ -35,10 +35,11 @@ class Effort:
     idle: int
     pulls: int
     pairs: int
+    waiting: int
 
 
-THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pulls=7, pairs=600)
-QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pulls=3, pairs=200)
+THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pulls=7, pairs=600, waiting=4)
+QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pulls=3, pairs=200, waiting=3)
 
 
 def say(text: str) -> None:
@@ -168,7 +169,7 @@ def main() -> int:
     effort = QUICK if asked.quick else THOROUGH
     measures = {"sandbox": measure_sandboxes, "jobs": measure_jobs, "memory": measure_memory}
     measures |= {"images": measure_images, "pull": measure_pull}
-    measures["release"] = lambda effort: release.measure(effort.pairs)
+    measures["release"] = lambda effort: release.measure(effort.pairs, release.JOBS[: effort.waiting], say)
     report: dict[str, Any] = {"machine": about_machine()}
     for part in asked.only or PARTS:
         if (figures := measures[part](effort)) is not None:
