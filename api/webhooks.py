@@ -43,7 +43,7 @@ from api.problems import (
 )
 from api.services import Services, services_of
 from jobs import audit, deliveries, messages
-from jobs.deliveries import Delivery, DeliveryState
+from jobs.deliveries import Delivery, DeliveryState, Message
 from jobs.events import EventType
 from jobs.webhooks import WEBHOOKS_MAX, Webhook, WebhookState
 from policies.model import Frozen
@@ -281,7 +281,8 @@ def test_webhook(request: Request, caller: AdminReader, webhook_id: WebhookId) -
     find(services, webhook_id, caller.id)
     delivery = deliveries.ping_id()
     body = messages.message(deliveries.PING, datetime.now(UTC), {"webhook": webhook_id})
-    if not services.deliveries.create(webhook_id, delivery, deliveries.PING, "", body):
+    ping = Message(webhook_id, delivery, deliveries.PING, "", body)
+    if not services.deliveries.create(ping):
         raise _not_active(find(services, webhook_id, caller.id))
     return _on_its_way(services, webhook_id, delivery)
 

@@ -9,7 +9,7 @@ import redis
 
 from api.webhooks import PAGE_MAX
 from jobs import keys, tenants
-from jobs.deliveries import Deliveries
+from jobs.deliveries import Deliveries, Message
 from jobs.job import Tenant
 from jobs.keys import Scope
 from jobs.settings import Settings
@@ -215,7 +215,7 @@ def test_deliveries_are_paged_and_filtered(
     store = Deliveries(redis_client)
     webhook = hook["webhook"]["id"]
     for number in range(7):
-        store.create(webhook, f"msg_{number}", "job.finished", f"job_{number}", b"{}")
+        store.create(Message(webhook, f"msg_{number}", "job.finished", f"job_{number}", b"{}"))
     seen, cursor = [], None
     while True:
         query = {"limit": 3} | ({"cursor": cursor} if cursor else {})
