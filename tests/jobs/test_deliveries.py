@@ -3,10 +3,11 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from redis import Redis
-from redis.connection import AbstractConnection as Connection
+from redis.connection import AbstractConnection
 
 from jobs import deliveries, events
 from jobs.deliveries import Deliveries, DeliveryState, Message, Try
@@ -159,11 +160,16 @@ def test_many_are_made_in_one_exchange(
     """Not in one for each: nobody else's wait for so many round trips."""
     webhook = hook(redis)
     sent: list[int] = []
-    pack = Connection.pack_commands
-    monkeypatch.setattr(Connection, "pack_commands", lambda *args: sent.append(1) or pack(*args))
+    send = AbstractConnection.send_packed_command
+
+    def counted(*args: Any, **more: Any) -> None:
+        sent.append(1)
+        send(*args, **more)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
     made = store.create_all(Message(webhook, f"m{n}", "job.finished", "j", b"{}") for n in range(50))
     assert made == [True] * 50
-    assert len(sent) <= 1
+    assert 1 <= len(sent) <= 3  # whether the script is known, its text, and the fifty
 
 
 def test_the_log_is_bounded(redis: Redis, store: Deliveries, monkeypatch: pytest.MonkeyPatch) -> None:
