@@ -147,3 +147,11 @@ ReaderOrSubmitter = Annotated[Identity, Depends(_with_scope(Scope.READ, Scope.SU
 """A `Caller` whose key has the scope `read` or `submit`; others get 403."""
 Admin = Annotated[Identity, Depends(_with_scope(Scope.ADMIN))]
 """A `Caller` whose key has the scope `admin`; others get 403."""
+
+
+async def _reading(_: Reader, caller: Admin) -> Identity:
+    return caller
+
+
+AdminReader = Annotated[Identity, Depends(_reading)]
+"""A `Caller` whose key has both `admin` and `read`; others get 403."""

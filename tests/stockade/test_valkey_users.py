@@ -236,7 +236,22 @@ def test_a_worker_knows_no_keys(clients: dict[User, Redis], project: Tenant, com
     assert keys.authenticate(clients[User.API], key) is not None
 
 
-@pytest.mark.parametrize("name", ["job:x", "queued", "workers", "window:x", "turn:x", "events", "live:x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "job:x",
+        "queued",
+        "workers",
+        "window:x",
+        "turn:x",
+        "events",
+        "live:x",
+        "told",
+        "news",
+        "news:x",
+        "missed:x",
+    ],
+)
 def test_what_is_about_jobs_is_open_to_api_and_worker(clients: dict[User, Redis], name: str) -> None:
     """Every name of ours but those that begin with `ke`, `te` and `we`: keys, tenants, webhooks."""
     for user in (User.API, User.WORKER):
