@@ -6,7 +6,7 @@
 --   zset   stockade:expiry       finished jobs -> when they are deleted, ms
 --   zset   stockade:jobs:PROJECT its jobs -> when they were accepted, ms
 --   hash   stockade:artifacts:ID:TOKEN   what the attempt of that token collected: path -> content
---   stream stockade:audit:PROJECT        its audit log (jobs/audit.py)
+--   stream stockade:audit:PROJECT:jobs   what its audit log has about jobs (jobs/audit.py)
 --   stream stockade:events       every change of a job's state: job, tenant, state, outcome, attempt, at
 --   channel stockade:finished    ids of jobs that end
 --   hash   stockade:metrics      counters (jobs/metrics.py); here jobs_finished_total|KIND|POOL
@@ -21,8 +21,8 @@ local LATE = {
 local function artifacts(id, token) return 'stockade:artifacts:' .. id .. ':' .. token end
 
 local function record(project, actor, action, about)
-  redis.call('XADD', 'stockade:audit:' .. project, 'MAXLEN', '~', ENTRIES, '*', 'actor', actor, 'action', action,
-    'about', about)
+  redis.call('XADD', 'stockade:audit:' .. project .. ':jobs', 'MAXLEN', '~', ENTRIES, '*', 'actor', actor, 'action',
+    action, 'about', about)
 end
 
 local function announce(id, project, state, outcome, attempt, now)
