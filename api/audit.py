@@ -53,7 +53,7 @@ def get_audit(
     until: Annotated[Instant | None, Query(alias="to", description="Only before then.")] = None,
     limit: Annotated[int, Query(ge=1, le=audit.PAGE_MAX, description="Entries of a page.")] = LIMIT,
 ) -> Response:
-    """The latest entries first; about 10,000 are kept of each project."""
+    """The latest entries first; of each project about 10,000 about jobs are kept, and 10,000 others."""
     redis = services_of(request).store.redis
     try:
         page = audit.page(

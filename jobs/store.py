@@ -322,8 +322,6 @@ class Store:
         endings = [
             *_ended(OutcomeKind.WORKER_LOST, lost),
             *_ended(OutcomeKind.CANCELLED, "It was cancelled; the worker that ran it was lost."),
-            *_ended(OutcomeKind.QUEUE_TIME_EXCEEDED, "It waited for its start longer than it may."),
-            *_ended(OutcomeKind.DEADLINE_EXCEEDED, "Its deadline came before it was started."),
         ]
         told = self._run["sweep"]([], [BATCH, self._lease_ms, int(lost_after * 1000), ATTEMPTS_MAX, *endings])
         triples = zip(told[::3], told[1::3], told[2::3], strict=True)

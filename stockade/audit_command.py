@@ -41,14 +41,43 @@ def audit(
     """
     with connected(redis, state) as client:
         tenant_id = _id(client, tenant)
-        page = log.page(client, tenant_id, limit=limit, action=action, since=since, until=until)
-        latest = page.entries[0].id if page.entries else _latest(client, tenant_id)
-        for entry in reversed(page.entries):
+        known = log.position(client, tenant_id)
+        entries = _entries(client, tenant_id, limit, action, since, until)
+        for entry in reversed(entries):
             _say(entry)
         if follow:
-            for entry in _news(client, tenant_id, latest):
-                if log.matches(entry, action):
+            said = {entry.id for entry in entries}  # some may have come since the position was taken
+            for entry in _news(client, tenant_id, known):
+                if entry.id not in said and log.matches(entry, action):
                     _say(entry)
+
+
+def _entries(
+    redis: Redis,
+    tenant_id: str,
+    limit: int,
+    action: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> list[log.Entry]:
+    """The newest entries that meet all conditions, newest first, over as many pages as that takes."""
+    found: list[log.Entry] = []
+    cursor = None
+    while len(found) < limit:
+        page = log.page(
+            redis,
+            tenant_id,
+            limit=limit - len(found),
+            cursor=cursor,
+            action=action,
+            since=since,
+            until=until,
+        )
+        found += page.entries
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return found
 
 
 def _id(redis: Redis, name: str) -> str:
@@ -60,17 +89,10 @@ def _id(redis: Redis, name: str) -> str:
     return found.id
 
 
-def _latest(redis: Redis, tenant_id: str) -> str:
-    """The id of the newest entry, whatever its action: what comes after it is news."""
-    page = log.page(redis, tenant_id, limit=1)
-    return page.entries[0].id if page.entries else "0-0"
-
-
-def _news(redis: Redis, tenant_id: str, latest: str) -> Iterator[log.Entry]:
+def _news(redis: Redis, tenant_id: str, known: log.Position) -> Iterator[log.Entry]:
     while True:
-        for entry in log.after(redis, tenant_id, latest):
-            latest = entry.id
-            yield entry
+        entries, known = log.after(redis, tenant_id, known)
+        yield from entries
         time.sleep(PAUSE)
 
 

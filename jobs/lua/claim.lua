@@ -4,13 +4,17 @@
 --      2 string stockade:fence   counter of fencing tokens
 -- ARGV 1 id  2 attempt  3 worker  4 lease, ms
 -- Returns {token, now in ms, tenant, spec, admission, created, pool}, or false when the job is unknown, not queued
--- (a duplicate delivery), queued for another attempt (an old message), not released, or too late to start.
+-- (a duplicate delivery), queued for another attempt (an old message), not released, or too late to start: it ends.
 local job = job_of(ARGV[1])
 if not job or job.state ~= 'queued' or job.attempt + 1 ~= tonumber(ARGV[2]) then return false end
 local now = clock()
-if late(job, now) then return false end
 local published = redis.call('ZSCORE', 'stockade:released:' .. job.pool, ARGV[1])
 if not published then return false end
+local why = late(job, now)
+if why then
+  finish(ARGV[1], job, late_ending(why), nil, now)
+  return false
+end
 local token = redis.call('INCR', KEYS[2])
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', ARGV[2], 'worker', ARGV[3], 'token', token,
   'started', whole(now))

@@ -4,7 +4,6 @@
 -- ARGV 1 most of each kind in one call  2 lease, ms  3 ms after which a message may be taken for lost
 --      4 attempts a job may have
 --      5..7 kind, outcome JSON, result JSON for workers lost  8..10 the same for cancelled
---      11..13 for queue_time_exceeded  14..16 for deadline_exceeded
 -- Returns {what, id, number, what, id, number, ...}: 'expired' and the next attempt or 0; 'published' and the attempt;
 -- 'late' and 0; 'deleted' and 0; 'reviewed', POOL|TENANT, and 1 when it is parked no more; 'released', a pool, and how
 -- many.
@@ -62,7 +61,7 @@ for _, id in ipairs(up_to('stockade:due', now)) do
   local job = job_of(id)
   local why = job and job.state == 'queued' and late(job, now)
   if why then
-    finish(id, job, ending(why == 'deadline_exceeded' and 14 or 11), nil, now)
+    finish(id, job, late_ending(why), nil, now)
     tell('late', id, 0)
   else
     redis.call('ZREM', 'stockade:due', id)

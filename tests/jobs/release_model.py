@@ -267,7 +267,7 @@ class Model:
         return bool(backlog or projects)
 
     def _settle(self, entry: Entry, seconds: float | None) -> None:
-        had = 0.0 if seconds is None else max(FLOOR, seconds)
+        had = max(FLOOR, seconds or 0.0)
         for turns, name in self._places(entry.pool, entry.project):
             weight = self.tenants[name].weight
             turns.move(name, had / weight, -entry.charged / weight)

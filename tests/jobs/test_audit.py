@@ -1,6 +1,7 @@
 """The audit log: newest first, page by page, bounded, without secrets."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -37,6 +38,7 @@ def test_what_is_recorded_is_read(redis: Redis) -> None:
 def test_pages_follow_each_other_without_gap_or_repeat(redis: Redis) -> None:
     """Newest first, to the end, whatever comes in meanwhile."""
     fill(redis, *["job.admitted"] * 7)
+    time.sleep(0.002)  # of one millisecond, jobs and others alternate
     seen, cursor = [], None
     while True:
         found = page(redis, "tenant_a", limit=3, cursor=cursor)
@@ -155,7 +157,62 @@ def test_an_entry_has_an_actor_and_an_action(redis: Redis, actor: str, action: s
 def test_news_come_after_what_is_known(redis: Redis) -> None:
     """Oldest first, so that they can be printed as they come."""
     fill(redis, "a.b", "a.b")
-    latest = page(redis, "tenant_a", limit=1).entries[0].id
-    assert audit.after(redis, "tenant_a", latest) == []
-    fill(redis, "a.c", "a.d")
-    assert [entry.action for entry in audit.after(redis, "tenant_a", latest)] == ["a.c", "a.d"]
+    known = audit.position(redis, "tenant_a")
+    assert audit.after(redis, "tenant_a", known) == ([], known)
+    fill(redis, "job.c", "a.c", "job.d")
+    entries, reached = audit.after(redis, "tenant_a", known)
+    assert {entry.action for entry in entries} == {"job.c", "a.c", "job.d"}
+    assert [entry.at for entry in entries] == sorted(entry.at for entry in entries)
+    assert audit.after(redis, "tenant_a", reached) == ([], reached)
+
+
+def test_jobs_do_not_drive_out_what_was_done_with_keys(redis: Redis) -> None:
+    """However many jobs somebody submits, what else was done stays, and is found among them."""
+    fill(redis, "key.created")
+    with redis.pipeline(transaction=False) as pipe:
+        for number in range(ENTRIES + 500):
+            fields = {"actor": "service", "action": "job.admitted", "about": json.dumps({"number": number})}
+            pipe.xadd("stockade:audit:tenant_a:jobs", fields, maxlen=ENTRIES, approximate=True)
+        pipe.execute()
+    fill(redis, "webhook.created", "job.refused")
+    assert [entry.action for entry in page(redis, "tenant_a", limit=10, action="key").entries] == [
+        "key.created"
+    ]
+    newest = [entry.action for entry in page(redis, "tenant_a", limit=3).entries]
+    assert sorted(newest) == ["job.admitted", "job.refused", "webhook.created"]
+
+
+def test_both_streams_are_read_as_one(redis: Redis) -> None:
+    """In the order of time, also of entries of one millisecond, each once and under an id of its own."""
+    for moment in range(1, 5):
+        for number in range(3):
+            for key in ("stockade:audit:tenant_a", "stockade:audit:tenant_a:jobs"):
+                entry = {
+                    "actor": "service",
+                    "action": "a.b",
+                    "about": json.dumps({"number": [moment, number]}),
+                }
+                redis.xadd(key, entry, id=f"{moment}-{number}")
+    seen: list[audit.Entry] = []
+    cursor = None
+    for _ in range(24):
+        found = page(redis, "tenant_a", limit=1, cursor=cursor)
+        seen += found.entries
+        cursor = found.next_cursor
+    assert cursor is None
+    assert len({entry.id for entry in seen}) == 24
+    assert [entry.about["number"] for entry in seen[::2]] == [[m, n] for m in (4, 3, 2, 1) for n in (2, 1, 0)]
+    assert [entry.about for entry in seen[::2]] == [entry.about for entry in seen[1::2]]
+    assert seen == list(page(redis, "tenant_a", limit=100).entries)
+
+
+def test_a_search_that_finds_nothing_is_bounded(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page ends after so many entries, whatever they are; its cursor leads to what is before them."""
+    monkeypatch.setattr(audit, "LOOKED_AT_MAX", 4)
+    fill(redis, "key.made", *["key.created"] * 9)
+    first = page(redis, "tenant_a", limit=5, action="key.made")
+    assert first.entries == ()
+    second = page(redis, "tenant_a", limit=5, action="key.made", cursor=first.next_cursor)
+    assert second.entries == ()
+    third = page(redis, "tenant_a", limit=5, action="key.made", cursor=second.next_cursor)
+    assert (numbers(third), third.next_cursor) == ([0], None)

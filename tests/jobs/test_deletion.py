@@ -11,7 +11,7 @@ from policies.loader import load_policies
 from tests.dispatch import DONE, make_project
 from tests.jobs.conftest import TENANT
 
-LOGS = {"stockade:events", f"stockade:audit:{TENANT}"}
+LOGS = {"stockade:events", f"stockade:audit:{TENANT}:jobs"}
 
 
 def contents(redis: Redis, key: str) -> bytes:
@@ -67,7 +67,7 @@ def test_nothing_of_a_deleted_job_is_left(store: Store, redis: Redis) -> None:
     assert mentions(redis, job_id, "s3cret") == LOGS
     assert mentions(redis, "s3cret") == set()
     assert redis.hget(f"stockade:load:{TENANT}", "artifact_bytes") == b"0"
-    [(_, last)] = redis.xrevrange(f"stockade:audit:{TENANT}", count=1)
+    [(_, last)] = redis.xrevrange(f"stockade:audit:{TENANT}:jobs", count=1)
     assert (last[b"action"], last[b"actor"]) == (b"job.deleted", b"key:0123")
 
 

@@ -6,11 +6,13 @@ That the scripts follow their rules is shown in test_release_model.py; here it i
 import itertools
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from redis import Redis
 
 from jobs.job import Job, Tenant
+from jobs.outcome import OutcomeKind
 from jobs.store import Idempotency, Store
 from jobs.tenants import create_tenant, get_tenant, remove_tenant, set_tenant
 from tests.dispatch import DONE, make_project, open_window, published
@@ -169,6 +171,25 @@ def test_idling_earns_nothing(store: Store, redis: Redis) -> None:
     assert shares(workers, 200)[busy] == pytest.approx(0.5, abs=0.05)
 
 
+def test_what_was_left_unused_is_not_had_when_an_old_job_ends(store: Store, redis: Redis) -> None:
+    """Whose job held a slot while others had theirs starts beside them, and stays there when that job ends."""
+    busy, idler = project(redis, "busy"), project(redis, "idler")
+    fill(redis, idler.id, 1)
+    open_window(redis, 1)
+    store.sweep(3600)
+    held = store.claim(*published(redis)[0], "w")
+    assert held is not None
+    redis.delete("stockade:celery:default")
+    fill(redis, busy.id, 500)
+    workers = PlayedWorkers(store, 4, lambda _: 10)
+    shares(workers, 100)
+    for number in range(300):
+        store.create(SPEC, admission(), idler.id, idempotency=Idempotency(str(number), b""))
+    store.cancel(held.job.id, idler.id)
+    assert store.finish(held, DONE)
+    assert shares(workers, 200)[busy.id] == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("weight", [0.01, 1000])
 def test_a_new_weight_counts_from_now_on(store: Store, redis: Redis, weight: float) -> None:
     """What a tenant had under an extreme weight makes it neither wait nor rule for long under a usual one."""
@@ -195,7 +216,7 @@ def test_first_in_first_out_within_a_class(store: Store, redis: Redis) -> None:
 
 def test_capped_tenants_do_not_hide_who_may(store: Store, redis: Redis) -> None:
     """However many tenants that may have nothing now stand first, the one behind them is served within some sweeps."""
-    for number in range(300):
+    for number in range(600):
         made = project(redis, f"capped{number}")
         set_tenant(redis, made, budgets={"concurrent_jobs": 0})
         fill(redis, made.id, 1)
@@ -208,6 +229,59 @@ def test_capped_tenants_do_not_hide_who_may(store: Store, redis: Redis) -> None:
             redis.zadd("stockade:parked", {each: 0})
         store.sweep(3600)
     assert published(redis) == [(job.id, 1)]
+
+
+def test_what_is_late_takes_no_place(store: Store, redis: Redis) -> None:
+    """However many jobs that may not start any more stand first, they end, and the one behind them is released."""
+    dead, alive = project(redis, "dead").id, project(redis, "alive").id
+    fill(redis, dead, 300)
+    job = store.create(SPEC, admission(), alive).job
+    redis.hset(f"stockade:load:{dead}", "typical", 0.05)
+    for number in range(300):
+        redis.hset(f"stockade:job:job_{dead}_{number}", "starts_by", 1)
+    redis.delete("stockade:due")
+    open_window(redis, 4)
+    store.sweep(3600)
+    store.sweep(3600)
+    assert published(redis) == [(job.id, 1)]
+    assert redis.hget(f"stockade:load:{dead}", "queued") == b"0"
+    assert redis.hget(f"stockade:load:{dead}", "running") in (None, b"0")
+    ended = store.get(f"job_{dead}_0")
+    assert ended is not None
+    assert ended.result is not None
+    assert ended.result.outcome.kind is OutcomeKind.QUEUE_TIME_EXCEEDED
+    events: Any = redis.xrange("stockade:events")
+    assert sum(fields[b"state"] == b"finished" for _, fields in events) == 300
+
+
+def test_turns_that_come_to_nothing_are_turns(store: Store, redis: Redis) -> None:
+    """A tenant whose jobs all come too late does not keep the turn from one that has had a lot."""
+    dead, alive = project(redis, "dead"), project(redis, "alive")
+    fill(redis, dead.id, 300)
+    for number in range(300):
+        redis.hset(f"stockade:job:job_{dead.id}_{number}", "starts_by", 1)
+    redis.delete("stockade:due")
+    for path in ("default", f"default:{alive.parent}"):
+        redis.hset(f"stockade:pass:{path}", alive.id if ":" in path else alive.parent or "", 1)
+    job = store.create(SPEC, admission(), alive.id).job
+    open_window(redis, 1)
+    store.sweep(3600)
+    assert published(redis) == [(job.id, 1)]
+    assert redis.zcard(f"stockade:backlog:default:{dead.id}") > 250
+
+
+def test_a_job_that_is_claimed_too_late_makes_room(store: Store, redis: Redis) -> None:
+    """It ends there and then, its message gone, and the next takes its place."""
+    open_window(redis, 1)
+    late, following = (store.create(SPEC, admission(), "p").job for _ in range(2))
+    redis.hset(f"stockade:job:{late.id}", "ends_by", 1)
+    assert store.claim(late.id, 1, "w") is None
+    ended = store.get(late.id)
+    assert ended is not None
+    assert ended.result is not None
+    assert ended.result.outcome.kind is OutcomeKind.DEADLINE_EXCEEDED
+    assert published(redis) == [(following.id, 1)]
+    assert redis.hget("stockade:load:p", "running") == b"1"
 
 
 def test_room_in_another_pool_is_used_at_once(store: Store, redis: Redis) -> None:

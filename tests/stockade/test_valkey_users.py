@@ -173,6 +173,10 @@ def test_celery_does_its_work(clients: dict[User, Redis], users: Users, project:
         "ACL SETUSER x on nopass +@all ~*",
         "CLIENT LIST",
         "CLIENT KILL TYPE normal",
+        "CLIENT TRACKING ON BCAST PREFIX stockade:key",
+        "CLIENT CACHING YES",
+        "CLIENT NO-TOUCH ON",
+        "SELECT 1",
         "SCRIPT FLUSH",
         "SCRIPT KILL",
         "FUNCTION LIST",
@@ -225,10 +229,14 @@ def test_what_is_not_its_work_is_refused(clients: dict[User, Redis], user: User,
         "DUMP stockade:key:{id}",
         "HGETALL stockade:webhook:x",
         "XRANGE stockade:webhook:x - +",
+        "HSET stockade:delivery:x body x",
+        "HGET stockade:delivery:x body",
+        "RENAME stockade:job:x stockade:delivery:x",
     ],
 )
 def test_a_worker_knows_no_keys(clients: dict[User, Redis], project: Tenant, command: str) -> None:
-    """Whoever takes over a worker can neither read a key's hash nor make a key, nor read a webhook's secret."""
+    """Whoever takes over a worker can neither read a key's hash nor make a key, nor read a webhook's secret or
+    change what is sent to one."""
     key = keys.create_key(clients[User.ADMIN], project)
     words = command.replace("{id}", keys.key_id_of(key)).replace("{tenant}", project.id).split(" ")
     with pytest.raises((NoPermissionError, ResponseError), match=r"(?i)permission|acl failure"):
@@ -239,21 +247,12 @@ def test_a_worker_knows_no_keys(clients: dict[User, Redis], project: Tenant, com
 @pytest.mark.parametrize(
     "name",
     [
-        "job:x",
-        "queued",
-        "workers",
-        "window:x",
-        "turn:x",
-        "events",
-        "live:x",
-        "told",
-        "news",
-        "news:x",
-        "missed:x",
+        *("job:x", "queued", "workers", "window:x", "turn:x", "events", "live:x"),
+        *("told", "news", "news:x", "missed:x", "due", "delivered:x"),
     ],
 )
 def test_what_is_about_jobs_is_open_to_api_and_worker(clients: dict[User, Redis], name: str) -> None:
-    """Every name of ours but those that begin with `ke`, `te` and `we`: keys, tenants, webhooks."""
+    """Every name of ours but those of keys, tenants, webhooks and what is delivered to them."""
     for user in (User.API, User.WORKER):
         clients[user].set(f"stockade:{name}", "1")
         assert clients[user].get(f"stockade:{name}") == b"1"

@@ -6,7 +6,7 @@
 --   zset   stockade:expiry       finished jobs -> when they are deleted, ms
 --   zset   stockade:jobs:PROJECT its jobs -> when they were accepted, ms
 --   hash   stockade:artifacts:ID:TOKEN   what the attempt of that token collected: path -> content
---   stream stockade:audit:PROJECT        its audit log (jobs/audit.py)
+--   stream stockade:audit:PROJECT:jobs   what its audit log has about jobs (jobs/audit.py)
 --   stream stockade:events       every change of a job's state: job, tenant, state, outcome, attempt, at
 --   set    stockade:told         projects that have webhooks; what follows is only of these (jobs/news.py)
 --   stream stockade:news:PROJECT its events that its webhooks are still to be told of
@@ -19,12 +19,16 @@ local BACKSTOP = 86400000  -- ms after which an expired job vanishes by itself i
 local EVENTS = 100000
 local NEWS = 20000
 local ENTRIES = 10000
+local LATE = {
+  deadline_exceeded = 'Its deadline came before it was started.',
+  queue_time_exceeded = 'It waited for its start longer than it may.',
+}
 
 local function artifacts(id, token) return 'stockade:artifacts:' .. id .. ':' .. token end
 
 local function record(project, actor, action, about)
-  redis.call('XADD', 'stockade:audit:' .. project, 'MAXLEN', '~', ENTRIES, '*', 'actor', actor, 'action', action,
-    'about', about)
+  redis.call('XADD', 'stockade:audit:' .. project .. ':jobs', 'MAXLEN', '~', ENTRIES, '*', 'actor', actor, 'action',
+    action, 'about', about)
 end
 
 -- Write down a change of a job's state: for everyone, and once more for the webhooks of its project, if it has any.
@@ -42,14 +46,17 @@ local function announce(id, project, state, outcome, attempt, now)
   end
 end
 
+-- Why a job that has not started may not start any more; nil when it may.
+local function late(job, now)
+  if job.ends_by and now >= job.ends_by then return 'deadline_exceeded' end
+  if job.attempt == 0 and now >= job.starts_by then return 'queue_time_exceeded' end
+end
+
 -- Correct the charge of a job that was released by what it did take, and learn from it.
 local function settle(pool, project, job, now)
-  if not job.started then
-    settle_pass(pool, project, 0, job.charged or 0)
-    return
-  end
-  local seconds = math.max(FLOOR, (now - job.started) / 1000)
+  local seconds = math.max(FLOOR, job.started and (now - job.started) / 1000 or 0)
   settle_pass(pool, project, seconds, job.charged or 0)
+  if not job.started then return end
   local usual = tonumber(redis.call('HGET', 'stockade:load:' .. project, 'typical') or seconds)
   redis.call('HSET', 'stockade:load:' .. project, 'typical', exact(usual + (seconds - usual) / 8))
 end
@@ -84,16 +91,9 @@ local function job_of(id)
   return job
 end
 
--- Why a job that has not started may not start any more; nil when it may.
-local function late(job, now)
-  if job.ends_by and now >= job.ends_by then return 'deadline_exceeded' end
-  if job.attempt == 0 and now >= job.starts_by then return 'queue_time_exceeded' end
-end
-
--- End a job. `ending` is {kind of outcome, JSON of the outcome, JSON of the result}, `charge` is as in `account`, or
--- nil when nothing of it ran. What there is room for now is released in the same step, also in other pools where
--- this job's end leaves its tenants room.
-local function finish(id, job, ending, charge, now)
+-- Write down the end of a job. `ending` is {kind of outcome, JSON of the outcome, JSON of the result}, `charge` is as
+-- in `account`, or nil when nothing of it ran.
+local function conclude(id, job, ending, charge, now)
   local key, expires = 'stockade:job:' .. id, now + job.retention
   charge = charge or {0, 0, 0, 0}
   redis.call('HSET', key, 'state', 'finished', 'result', ending[3], 'outcome', ending[2], 'finished', whole(now),
@@ -106,10 +106,37 @@ local function finish(id, job, ending, charge, now)
   redis.call('HINCRBY', 'stockade:metrics', 'jobs_finished_total|' .. ending[1] .. '|' .. job.pool, 1)
   announce(id, job.tenant, 'finished', ending[1], job.attempt, now)
   redis.call('PUBLISH', 'stockade:finished', id)
+end
+
+-- End a job as `conclude` does. What there is room for now is released in the same step, also in other pools where this
+-- job's end leaves its tenants room.
+local function finish(id, job, ending, charge, now)
+  conclude(id, job, ending, charge, now)
   for _, pool in ipairs(review_all(job.tenant, now)) do
     if pool ~= job.pool then release(pool, now, 16) end
   end
   release(job.pool, now, 16)
+end
+
+-- The ending of a job for which `late` says why.
+local function late_ending(why)
+  local outcome = string.format('{"kind":"%s","message":"%s"}', why, LATE[why])
+  return {why, outcome, '{"outcome":' .. outcome .. '}'}
+end
+
+-- End a job at the head of a backlog when it may not start any more, or drop what is there no longer; tell whether.
+-- Its project has had its turn for that, or a flood of such jobs would hold everybody else up.
+ended_late = function(pool, project, id, now)
+  local job = job_of(id)
+  local why = job and late(job, now)
+  if job and not why then return false end
+  settle_pass(pool, project, FLOOR, 0)
+  if why then
+    conclude(id, job, late_ending(why), nil, now)
+  elseif redis.call('ZREM', 'stockade:backlog:' .. pool .. ':' .. project, id) == 1 then
+    count(project, 'queued', -1)
+  end
+  return true
 end
 
 -- End an attempt that we failed: publish the job again, or end it when its attempts are used up or it was to be

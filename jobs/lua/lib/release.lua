@@ -35,6 +35,9 @@
 local FLOOR = 0.05
 local FIRST = 1
 local PARKED = 5000
+local LATE_MAX = 256
+
+local ended_late  -- in lib/ending.lua
 
 local function organisation(project) return tenant(project).parent or project end
 
@@ -212,19 +215,23 @@ local function serve(pool, project)
   return seconds
 end
 
--- Release jobs of a pool as long as there is room in its window, `most` at a time. Answers how many.
+-- Release jobs of a pool as long as there is room in its window, `most` at a time. Jobs that may not start any more end
+-- instead, LATE_MAX at a time. Answers how many were released.
 local function release(pool, now, most)
   local slots = tonumber(redis.call('HGET', 'stockade:slots', pool) or 0)
   local taken = redis.call('ZCARD', 'stockade:released:' .. pool) + redis.call('ZCARD', 'stockade:leases:' .. pool)
   -- A job of another tenant that comes now waits for at most one job's length: while each slot ends one job, all
   -- that stands in the queue has been taken, as long as that is fewer than there are slots.
-  local room, released = slots + math.floor(slots / 4) - taken, 0
-  while room > released and released < most do
+  local room, released, ended = slots + math.floor(slots / 4) - taken, 0, 0
+  while room > released and released < most and ended < LATE_MAX do
     local project, order = next_project(pool, now)
     if not project then break end
     local backlog = 'stockade:backlog:' .. pool .. ':' .. project
-    local id = redis.call('ZPOPMIN', backlog)[1]
-    if id then
+    local id = redis.call('ZRANGE', backlog, 0, 0)[1]
+    if id and ended_late(pool, project, id, now) then
+      ended = ended + 1
+    elseif id then
+      redis.call('ZREM', backlog, id)
       redis.call('HSET', 'stockade:job:' .. id, 'charged', exact(serve(pool, project)))
       count(project, 'queued', -1)
       count(project, 'running', 1)
