@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from api.auth import Admin, Identity, Reader
-from api.body import parse
+from api.body import SMALL_BODY, parse
 from api.documentation import json_body
 from api.egress import URL_MAX, url_fault
 from api.problems import (
@@ -363,8 +363,8 @@ async def _with_body(
     request: Request, services: Services, model: type[Model], act: Callable[[Model], Response]
 ) -> Response:
     """Do this with the body, which is to be a valid document of that model."""
-    async with services.bodies.read(request) as body:
-        asked = _read(body, model, services)
+    async with services.bodies.read(request, SMALL_BODY) as body:
+        asked = await to_thread.run_sync(_read, body, model, services)
     return await to_thread.run_sync(act, asked)
 
 

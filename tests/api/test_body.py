@@ -16,6 +16,7 @@ from api.problems import ProblemError
 from api.services import max_body
 from policies.loader import load_policies
 from policies.policy import FILES_MAX, STEPS_MAX
+from policies.violation import VIOLATIONS_MAX
 
 JSON = {"Content-Type": "application/json"}
 
@@ -167,6 +168,30 @@ def test_doubtful_json_is_refused_with_every_place(body: str, fields: list[str])
     with pytest.raises(ProblemError) as refused:
         parse(body.encode())
     assert [error.field for error in refused.value.errors] == fields
+
+
+def test_a_flood_of_doubts_below_a_long_path_is_told_in_part() -> None:
+    """Thousands of doubtful members under long keys cost what is told of them, not a path for each."""
+    key = "k" * 1000
+    body = ('{"' + key + '":') * 60 + "{" + ",".join(['"a":NaN'] * 20_000) + "}" + "}" * 60
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ProblemError) as refused:
+        parse(body.encode())
+    assert len(refused.value.errors) == VIOLATIONS_MAX
+    assert refused.value.errors[0].field.endswith(".a")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+@pytest.mark.parametrize("level", ["[", '{"a":'])
+def test_levels_are_counted_before_anything_is_parsed(level: str) -> None:
+    """64 levels are taken and one more is not, even of what would otherwise be refused for something else."""
+    close = {"[": "]"}.get(level, "}")
+    assert parse((level * 64 + '"[[{{"' + close * 64).encode())
+    assert parse(("[" + '[{"a":"[[{{"}],' * 100 + "0]").encode())
+    for inner in ("0", "NaN", "nonsense"):
+        with pytest.raises(ProblemError) as refused:
+            parse((level * 65 + inner + close * 65).encode())
+        assert refused.value.detail == "The document is nested too deeply."
 
 
 def test_a_body_bound_leaves_room_for_the_files_that_policies_allow() -> None:
