@@ -1,16 +1,17 @@
 """Request bodies: bounded while they arrive, and one JSON document with one meaning when they are here.
 
 A body is read only after its sender is known, is never decompressed, and is refused as soon as its
-length is declared, or has been seen to be, too large. The bytes of all bodies at once are bounded too. What
-JSON parsers disagree about is refused instead of guessed: duplicate keys, NaN and Infinity,
-text that is not UTF-8. A few megabytes of `[],[],` would become gigabytes of objects, and of errors
-about each: so the values and the levels are counted before anything is made of them.
+length is declared, or has been seen to be, too large, or when it crawls. The bytes of all bodies at once are
+bounded too, and those of one tenant, so that there is room for others. What JSON parsers disagree about is
+refused instead of guessed: duplicate keys, NaN and Infinity, text that is not UTF-8. A few megabytes of
+`[],[],` would become gigabytes of objects, and of errors about each: so the values and the levels are counted
+before anything is made of them.
 """
 
 import asyncio
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -31,7 +32,10 @@ from policies.violation import VIOLATIONS_MAX, Violation, field_path, shown
 
 MAX_BODIES = 256 * 2**20  # bytes of all bodies that are being read or parsed
 SMALL_BODY = 64 * 1024  # bytes of a body that is no job: a key or a webhook to be made
+SHARE = 4  # one tenant may hold this part of them, or one body where that is more
 BODY_TIME = 60.0  # seconds from the first byte of a body to its last
+PATIENCE = 5.0  # seconds of them for which it may come as slowly as it likes
+BODY_RATE = 64 * 1024  # bytes that must have come for each second after those
 
 MAX_VALUES = 50_000  # values in one document: 10,000 files, the most of any policy, have 40,000
 MAX_LEVELS = 64  # lists and objects inside one another; a batch of jobs has 6
@@ -44,19 +48,25 @@ _CLOSE = {"Connection": "close"}  # the rest of a refused body is not waited for
 class BodyReader:
     """Reads request bodies, and counts the bytes that all of them hold together."""
 
-    def __init__(self, max_body: int, max_bodies: int = MAX_BODIES, body_time: float = BODY_TIME) -> None:
+    def __init__(
+        self,
+        max_body: int,
+        max_bodies: int = MAX_BODIES,
+        body_time: float = BODY_TIME,
+        patience: float = PATIENCE,
+    ) -> None:
         self._max_body = max_body
         self._max_bodies = max_bodies
-        self._body_time = body_time
-        self._held = 0
+        self._body_time, self._patience = body_time, patience
+        self._held: Counter[str] = Counter()
 
     def take(self, max_body: int) -> None:
         """Take bodies of up to so many bytes from now on."""
         self._max_body = max_body
 
     @asynccontextmanager
-    async def read(self, request: Request, most: int | None = None) -> AsyncIterator[bytes]:
-        """The whole body; its bytes count against the common bound until the block is left.
+    async def read(self, request: Request, tenant: str, most: int | None = None) -> AsyncIterator[bytes]:
+        """The whole body; its bytes count against the bounds of all and of the tenant until the block is left.
 
         `most`: bytes that it may have, where that is less than bodies may have otherwise.
 
@@ -65,34 +75,52 @@ class BodyReader:
         """
         _check_headers(request)
         most = self._max_body if most is None else min(most, self._max_body)
-        self._check_size(int(request.headers.get("content-length", 0)), most)
+        _check_size(int(request.headers.get("content-length", 0)), most)
+        self._check_held(tenant)
         chunks: list[bytes] = []
         size = 0
         try:
             async for chunk in self._in_time(request.stream()):
                 size += len(chunk)
-                self._held += len(chunk)
-                self._check_size(size, most)
+                self._held[tenant] += len(chunk)
+                _check_size(size, most)
+                self._check_held(tenant)
                 chunks.append(chunk)
             yield b"".join(chunks)
         finally:
-            self._held -= size
+            self._held[tenant] -= size
+            if not self._held[tenant]:
+                del self._held[tenant]
 
     async def _in_time(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        begun = asyncio.get_running_loop().time()
+        size = 0
         try:
-            async with asyncio.timeout(self._body_time):
+            async with asyncio.timeout(min(self._body_time, self._patience)) as timeout:
                 async for chunk in stream:
+                    size += len(chunk)
+                    timeout.reschedule(begun + min(self._body_time, self._patience + size / BODY_RATE))
                     yield chunk
         except TimeoutError:
-            detail = f"The body was not complete after {self._body_time:g} seconds."
+            detail = (
+                f"The body came too slowly: it has {self._body_time:g} seconds, and after the first"
+                f" {self._patience:g} at least {BODY_RATE} bytes must have come for each second."
+            )
             raise ProblemError(BODY_TIMEOUT, detail, headers=_CLOSE) from None
 
-    def _check_size(self, size: int, most: int) -> None:
-        if size > most:
-            detail = f"The body may have {most} bytes; this one has at least {size}."
-            raise ProblemError(BODY_TOO_LARGE, detail, headers=_CLOSE)
-        if self._held > self._max_bodies:
+    def _check_held(self, tenant: str) -> None:
+        if self._held[tenant] > max(self._max_bodies // SHARE, self._max_body):
+            raise unavailable(
+                "api", "The project sends too many large bodies at once; try again in a moment."
+            )
+        if self._held.total() > self._max_bodies:
             raise unavailable("api", "Too many large request bodies at once; try again in a moment.")
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        detail = f"The body may have {most} bytes; this one has at least {size}."
+        raise ProblemError(BODY_TOO_LARGE, detail, headers=_CLOSE)
 
 
 def _check_headers(request: Request) -> None:

@@ -117,7 +117,7 @@ class KeyList(Frozen):
 async def create_key(request: Request, caller: Admin) -> Response:
     """Makes a key for the caller's own project, with no scope that the caller's key lacks."""
     services = services_of(request)
-    async with services.bodies.read(request, SMALL_BODY) as body:
+    async with services.bodies.read(request, caller.id, SMALL_BODY) as body:
         asked = await run_in_threadpool(_read, body)
     _may_grant(caller, asked.scopes)
     made = await run_in_threadpool(_create, services, caller, asked)

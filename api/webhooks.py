@@ -178,7 +178,7 @@ async def create_webhook(request: Request, caller: Admin) -> Response:
         answer = NewWebhook(webhook=made[0], secret=made[1])
         return _content(answer, 201, {"Location": f"/v1/webhooks/{made[0].id}"})
 
-    return await _with_body(request, services, WebhookRequest, make)
+    return await _with_body(request, caller, WebhookRequest, make)
 
 
 @router.get(
@@ -224,7 +224,7 @@ async def change_webhook(request: Request, caller: Admin, webhook_id: WebhookId)
         services.dispatcher.wake()
         return _content(changed)
 
-    return await _with_body(request, services, WebhookChange, change)
+    return await _with_body(request, caller, WebhookChange, change)
 
 
 @router.delete(
@@ -360,10 +360,11 @@ def _on_its_way(services: Services, webhook_id: str, delivery_id: str) -> Respon
 
 
 async def _with_body(
-    request: Request, services: Services, model: type[Model], act: Callable[[Model], Response]
+    request: Request, caller: Identity, model: type[Model], act: Callable[[Model], Response]
 ) -> Response:
-    """Do this with the body, which is to be a valid document of that model."""
-    async with services.bodies.read(request, SMALL_BODY) as body:
+    """Do this with the caller's body, which is to be a valid document of that model."""
+    services = services_of(request)
+    async with services.bodies.read(request, caller.id, SMALL_BODY) as body:
         asked = await to_thread.run_sync(_read, body, model, services)
     return await to_thread.run_sync(act, asked)
 

@@ -11,13 +11,14 @@ import pytest
 from fastapi import Request
 from starlette.types import Message
 
-from api.body import BodyReader, parse
+from api.body import BODY_RATE, BodyReader, parse
 from api.problems import ProblemError
 from api.services import max_body
 from policies.loader import load_policies
 from policies.policy import FILES_MAX, STEPS_MAX
 from policies.violation import VIOLATIONS_MAX
 
+TENANT = "tenant_1"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -39,7 +40,7 @@ def read(reader: BodyReader, asked: Request) -> bytes:
     """The body that the reader gives for this request."""
 
     async def run() -> bytes:
-        async with reader.read(asked) as body:
+        async with reader.read(asked, TENANT) as body:
             return body
 
     return asyncio.run(run())
@@ -85,13 +86,32 @@ def test_all_bodies_together_are_bounded() -> None:
 
     async def run() -> None:
         reader = BodyReader(100, max_bodies=150)
-        async with reader.read(request([b"x" * 100])):
+        async with reader.read(request([b"x" * 100]), TENANT):
             with pytest.raises(ProblemError) as refused:
-                async with reader.read(request([b"x" * 100])):
+                async with reader.read(request([b"x" * 100]), "tenant_2"):
                     pass
             assert refused.value.kind.status == 503
-        async with reader.read(request([b"x" * 100])) as body:
+        async with reader.read(request([b"x" * 100]), "tenant_2") as body:
             assert len(body) == 100
+
+    asyncio.run(run())
+
+
+def test_the_bodies_of_one_tenant_leave_room_for_others() -> None:
+    """A quarter of all bytes is one tenant's: its next body is told to come later, another's is taken."""
+
+    async def run() -> None:
+        reader = BodyReader(100, max_bodies=800)
+        async with reader.read(request([b"x" * 100]), TENANT), reader.read(request([b"x" * 100]), TENANT):
+            with pytest.raises(ProblemError) as refused:
+                async with reader.read(request([b"x"]), TENANT):
+                    pass
+            assert (refused.value.kind.status, refused.value.headers["Retry-After"]) == (503, "1")
+            async with reader.read(request([b"x" * 100]), "tenant_2") as body:
+                assert len(body) == 100
+        async with reader.read(request([b"x" * 100]), TENANT) as body:
+            assert len(body) == 100
+        assert not reader._held
 
     asyncio.run(run())
 
@@ -99,6 +119,14 @@ def test_all_bodies_together_are_bounded() -> None:
 def test_a_body_that_does_not_come_is_given_up() -> None:
     """A sender that stalls is answered 408 after the time for a body."""
     assert refusal(BodyReader(100, body_time=0.05), request([b"{"], stall=True)).kind.status == 408
+
+
+def test_a_body_that_crawls_is_given_up() -> None:
+    """After a moment each second needs its bytes: a trickle is 408 long before the time for a body is over."""
+    late = refusal(BodyReader(100, patience=0.05), request([b"{"] * 10, stall=True))
+    assert late.kind.status == 408
+    fast = BodyReader(BODY_RATE * 100, patience=0.0)
+    assert len(read(fast, request([b"x" * BODY_RATE] * 10))) == BODY_RATE * 10
 
 
 @pytest.mark.parametrize(
