@@ -66,7 +66,7 @@ async def submit_batch(
     body are those of one job.
     """
     services = services_of(request)
-    async with services.bodies.read(request) as body:
+    async with services.bodies.read(request, caller.id) as body:
         limiter = services.large_bodies if len(body) > LARGE_BODY else None
         answer, rate = await to_thread.run_sync(
             _submit_all, services, caller, body, idempotency_key, limiter=limiter

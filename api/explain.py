@@ -43,7 +43,7 @@ async def explain_job(request: Request, caller: ReaderOrSubmitter) -> Response:
     that the policy and the scopes above it do not allow.
     """
     services = services_of(request)
-    async with services.bodies.read(request) as body:
+    async with services.bodies.read(request, caller.id) as body:
         limiter = services.large_bodies if len(body) > LARGE_BODY else None
         explanation = await to_thread.run_sync(_explain, services, body, caller.id, limiter=limiter)
     return Response(explanation.model_dump_json(), media_type="application/json")

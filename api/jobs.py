@@ -100,7 +100,7 @@ async def submit_job(
     and left is told only to a key with the scope `read`.
     """
     services = services_of(request)
-    async with services.bodies.read(request) as body:
+    async with services.bodies.read(request, caller.id) as body:
         since = services.finished.mark()
         limiter = services.large_bodies if len(body) > LARGE_BODY else None
         submitted = await to_thread.run_sync(submit, services, caller, body, idempotency_key, limiter=limiter)

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Admin, Identity
-from api.body import parse
+from api.body import SMALL_BODY, parse
 from api.documentation import json_body
 from api.problems import (
     BODY_TIMEOUT,
@@ -119,8 +119,8 @@ class KeyList(Frozen):
 async def create_key(request: Request, caller: Admin) -> Response:
     """Makes a key for the caller's own project, with no scope that the caller's key lacks."""
     services = services_of(request)
-    async with services.bodies.read(request) as body:
-        asked = _read(body)
+    async with services.bodies.read(request, caller.id, SMALL_BODY) as body:
+        asked = await run_in_threadpool(_read, body)
     _may_grant(caller, asked.scopes)
     made = await run_in_threadpool(_create, services, caller, asked)
     return Response(

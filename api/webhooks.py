@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from api.auth import Admin, AdminReader, Identity, Reader
-from api.body import parse
+from api.body import SMALL_BODY, parse
 from api.documentation import json_body
 from api.egress import URL_MAX, url_fault
 from api.problems import (
@@ -184,7 +184,7 @@ async def create_webhook(request: Request, caller: AdminReader) -> Response:
         answer = NewWebhook(webhook=made[0], secret=made[1])
         return _content(answer, 201, {"Location": f"/v1/webhooks/{made[0].id}"})
 
-    return await _with_body(request, services, WebhookRequest, make)
+    return await _with_body(request, caller, WebhookRequest, make)
 
 
 @router.get(
@@ -230,7 +230,7 @@ async def change_webhook(request: Request, caller: AdminReader, webhook_id: Webh
         services.dispatcher.wake()
         return _content(changed)
 
-    return await _with_body(request, services, WebhookChange, change)
+    return await _with_body(request, caller, WebhookChange, change)
 
 
 @router.delete(
@@ -369,11 +369,12 @@ def _on_its_way(services: Services, webhook_id: str, delivery_id: str) -> Respon
 
 
 async def _with_body(
-    request: Request, services: Services, model: type[Model], act: Callable[[Model], Response]
+    request: Request, caller: Identity, model: type[Model], act: Callable[[Model], Response]
 ) -> Response:
-    """Do this with the body, which is to be a valid document of that model."""
-    async with services.bodies.read(request) as body:
-        asked = _read(body, model, services)
+    """Do this with the caller's body, which is to be a valid document of that model."""
+    services = services_of(request)
+    async with services.bodies.read(request, caller.id, SMALL_BODY) as body:
+        asked = await to_thread.run_sync(_read, body, model, services)
     return await to_thread.run_sync(act, asked)
 
 

@@ -11,12 +11,14 @@ import pytest
 from fastapi import Request
 from starlette.types import Message
 
-from api.body import BodyReader, parse
+from api.body import BODY_RATE, BodyReader, parse
 from api.problems import ProblemError
 from api.services import max_body
 from policies.loader import load_policies
 from policies.policy import FILES_MAX, STEPS_MAX
+from policies.violation import VIOLATIONS_MAX
 
+TENANT = "tenant_1"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -38,7 +40,7 @@ def read(reader: BodyReader, asked: Request) -> bytes:
     """The body that the reader gives for this request."""
 
     async def run() -> bytes:
-        async with reader.read(asked) as body:
+        async with reader.read(asked, TENANT) as body:
             return body
 
     return asyncio.run(run())
@@ -84,13 +86,32 @@ def test_all_bodies_together_are_bounded() -> None:
 
     async def run() -> None:
         reader = BodyReader(100, max_bodies=150)
-        async with reader.read(request([b"x" * 100])):
+        async with reader.read(request([b"x" * 100]), TENANT):
             with pytest.raises(ProblemError) as refused:
-                async with reader.read(request([b"x" * 100])):
+                async with reader.read(request([b"x" * 100]), "tenant_2"):
                     pass
             assert refused.value.kind.status == 503
-        async with reader.read(request([b"x" * 100])) as body:
+        async with reader.read(request([b"x" * 100]), "tenant_2") as body:
             assert len(body) == 100
+
+    asyncio.run(run())
+
+
+def test_the_bodies_of_one_tenant_leave_room_for_others() -> None:
+    """A quarter of all bytes is one tenant's: its next body is told to come later, another's is taken."""
+
+    async def run() -> None:
+        reader = BodyReader(100, max_bodies=800)
+        async with reader.read(request([b"x" * 100]), TENANT), reader.read(request([b"x" * 100]), TENANT):
+            with pytest.raises(ProblemError) as refused:
+                async with reader.read(request([b"x"]), TENANT):
+                    pass
+            assert (refused.value.kind.status, refused.value.headers["Retry-After"]) == (503, "1")
+            async with reader.read(request([b"x" * 100]), "tenant_2") as body:
+                assert len(body) == 100
+        async with reader.read(request([b"x" * 100]), TENANT) as body:
+            assert len(body) == 100
+        assert not reader._held
 
     asyncio.run(run())
 
@@ -98,6 +119,14 @@ def test_all_bodies_together_are_bounded() -> None:
 def test_a_body_that_does_not_come_is_given_up() -> None:
     """A sender that stalls is answered 408 after the time for a body."""
     assert refusal(BodyReader(100, body_time=0.05), request([b"{"], stall=True)).kind.status == 408
+
+
+def test_a_body_that_crawls_is_given_up() -> None:
+    """After a moment each second needs its bytes: a trickle is 408 long before the time for a body is over."""
+    late = refusal(BodyReader(100, patience=0.05), request([b"{"] * 10, stall=True))
+    assert late.kind.status == 408
+    fast = BodyReader(BODY_RATE * 100, patience=0.0)
+    assert len(read(fast, request([b"x" * BODY_RATE] * 10))) == BODY_RATE * 10
 
 
 @pytest.mark.parametrize(
@@ -167,6 +196,30 @@ def test_doubtful_json_is_refused_with_every_place(body: str, fields: list[str])
     with pytest.raises(ProblemError) as refused:
         parse(body.encode())
     assert [error.field for error in refused.value.errors] == fields
+
+
+def test_a_flood_of_doubts_below_a_long_path_is_told_in_part() -> None:
+    """Thousands of doubtful members under long keys cost what is told of them, not a path for each."""
+    key = "k" * 1000
+    body = ('{"' + key + '":') * 60 + "{" + ",".join(['"a":NaN'] * 20_000) + "}" + "}" * 60
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ProblemError) as refused:
+        parse(body.encode())
+    assert len(refused.value.errors) == VIOLATIONS_MAX
+    assert refused.value.errors[0].field.endswith(".a")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+@pytest.mark.parametrize("level", ["[", '{"a":'])
+def test_levels_are_counted_before_anything_is_parsed(level: str) -> None:
+    """64 levels are taken and one more is not, even of what would otherwise be refused for something else."""
+    close = {"[": "]"}.get(level, "}")
+    assert parse((level * 64 + '"[[{{"' + close * 64).encode())
+    assert parse(("[" + '[{"a":"[[{{"}],' * 100 + "0]").encode())
+    for inner in ("0", "NaN", "nonsense"):
+        with pytest.raises(ProblemError) as refused:
+            parse((level * 65 + inner + close * 65).encode())
+        assert refused.value.detail == "The document is nested too deeply."
 
 
 def test_a_body_bound_leaves_room_for_the_files_that_policies_allow() -> None:

@@ -173,3 +173,11 @@ def test_an_expired_key_is_listed_and_refused(client: httpx.Client, served: Any)
             pass
         assert short.get("/v1/policies").status_code == 401
     assert made["id"] in [key["id"] for key in client.get("/v1/keys").json()["keys"]]
+
+
+def test_a_body_of_keys_is_small(client: httpx.Client) -> None:
+    """What asks for a key has 64 KiB at most, spaces included: more is 413 before any of it is looked at."""
+    headers = {"Content-Type": "application/json"}
+    body = '{"name": "a"}'
+    assert client.post("/v1/keys", content=body.ljust(64 * 1024), headers=headers).status_code == 201
+    assert client.post("/v1/keys", content=body.ljust(64 * 1024 + 1), headers=headers).status_code == 413

@@ -216,11 +216,13 @@ def test_a_long_poll_outlives_a_restart_of_redis(own_redis: Any, serving: Any, m
         store = Store(client)
         open_window(client)
         key = keys.create_key(client, tenants.create_tenant(client, "first"))
-        with serving(settings).client(key) as caller, ThreadPoolExecutor(1) as pool:
+        served = serving(settings)
+        with served.client(key) as caller, ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(begin, caller, method)
             while not (queued := client.zrange("stockade:released:default", 0, -1)):
                 time.sleep(0.01)
-            time.sleep(0.1)
+            while not served.services.finished._waiters:  # a first look without Redis would be 503
+                time.sleep(0.01)
             own_redis.stop()
             time.sleep(0.3)
             own_redis.start()

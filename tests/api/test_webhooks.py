@@ -247,3 +247,11 @@ def test_where_the_operator_allows_it_an_internal_address_is_taken(
     with served.client(key) as client:
         assert client.post("/v1/webhooks", json={"url": "http://10.1.2.3:8080/"}).status_code == 201
         assert client.post("/v1/webhooks", json={"url": "http://10.2.2.3:8080/"}).status_code == 422
+
+
+def test_a_body_of_webhooks_is_small(client: httpx.Client) -> None:
+    """What asks for a webhook has 64 KiB at most, spaces included: more is 413 before any of it is looked at."""
+    headers = {"Content-Type": "application/json"}
+    body = '{"url": "https://hooks.example.com"}'
+    assert client.post("/v1/webhooks", content=body.ljust(64 * 1024), headers=headers).status_code == 201
+    assert client.post("/v1/webhooks", content=body.ljust(64 * 1024 + 1), headers=headers).status_code == 413
