@@ -70,7 +70,7 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until there are no more or nobody listens. Raises ProblemError without a place."""
         async with aclosing(self._events):
-            with self._live.place(self._tenant):
+            with self._live.places.hold(self._tenant):
                 metrics.count("live_streams_opened_total")
                 try:
                     await super().__call__(scope, receive, send)

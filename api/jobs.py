@@ -1,6 +1,7 @@
 """Jobs: hand one in, see how it is, wait for its end, cancel it, delete it."""
 
 import re
+from contextlib import nullcontext
 from typing import Annotated
 
 from anyio import to_thread
@@ -21,6 +22,7 @@ from api.problems import (
     NOT_FINISHED,
     NOT_FOUND,
     OVER_BUDGET,
+    TOO_MANY_WAITS,
     UNAUTHENTICATED,
     UNAVAILABLE,
     UNSUPPORTED_MEDIA,
@@ -64,7 +66,7 @@ _ACCEPTED = {
         **RATE_HEADERS,
     },
 }
-_REFUSED = documented(OVER_BUDGET)
+_REFUSED = documented(OVER_BUDGET, TOO_MANY_WAITS)
 _REFUSED[OVER_BUDGET.status]["headers"] = RATE_HEADERS | {
     "Retry-After": {"description": "Seconds after which to try again", "schema": {"type": "integer"}}
 }
@@ -100,14 +102,17 @@ async def submit_job(
     and left is told only to a key with the scope `read`.
     """
     services = services_of(request)
-    async with services.bodies.read(request, caller.id) as body:
-        since = services.finished.mark()
-        limiter = services.large_bodies if len(body) > LARGE_BODY else None
-        submitted = await to_thread.run_sync(submit, services, caller, body, idempotency_key, limiter=limiter)
-        del body
-    job = submitted.job
-    if wait:
-        job = await _wait(request, caller, job, wait, since) or job
+    with services.finished.places.hold(caller.id) if wait else nullcontext():
+        async with services.bodies.read(request, caller.id) as body:
+            since = services.finished.mark()
+            limiter = services.large_bodies if len(body) > LARGE_BODY else None
+            submitted = await to_thread.run_sync(
+                submit, services, caller, body, idempotency_key, limiter=limiter
+            )
+            del body
+        job = submitted.job
+        if wait:
+            job = await _wait(request, caller, job, wait, since) or job
     headers = {"Location": f"/v1/jobs/{job.id}", **submitted.rate}
     if submitted.again:
         return _answer(caller, job, 200, headers | REPEATED)
@@ -119,7 +124,7 @@ async def submit_job(
     summary="Get a job",
     responses={
         200: {"description": "The job", "content": json_body(JobView)},
-        **documented(NOT_FOUND, INVALID_REQUEST),
+        **documented(NOT_FOUND, INVALID_REQUEST, TOO_MANY_WAITS),
     },
 )
 async def get_job(request: Request, caller: Reader, job_id: JobId, wait: Wait = 0) -> Response:
@@ -129,8 +134,10 @@ async def get_job(request: Request, caller: Reader, job_id: JobId, wait: Wait = 
     """
     services = services_of(request)
     since = services.finished.mark()
-    found = await to_thread.run_sync(look, services, job_id, caller)
-    job = await _wait(request, caller, found, wait, since) if found and wait else found
+    job = await to_thread.run_sync(look, services, job_id, caller)
+    if job is not None and wait and not job.finished:
+        with services.finished.places.hold(caller.id):
+            job = await _wait(request, caller, job, wait, since)
     if job is None:
         raise _no_job()
     return _answer(caller, job)
@@ -212,7 +219,7 @@ async def _wait(
     services = services_of(request)
 
     async def again() -> JobView | None:
-        return await to_thread.run_sync(look, services, job.id, caller)
+        return await to_thread.run_sync(look, services, job.id, caller, limiter=services.finished.lookers)
 
     return await services.finished.until_finished(job, seconds, since, again, request.is_disconnected)
 

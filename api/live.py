@@ -5,14 +5,14 @@ looks again every `RECHECK` seconds without having been woken, so that a lost an
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from anyio import CapacityLimiter
 
 from api.announcements import Announcements
-from api.problems import RETRY_AFTER, TOO_MANY_STREAMS, ProblemError, unavailable
+from api.places import Places
+from api.problems import TOO_MANY_STREAMS
 from jobs.live import live_key
 from jobs.store import CANCEL_CHANNEL, FINISHED_CHANNEL
 
@@ -35,43 +35,15 @@ class LiveJobs:
         recheck: float = RECHECK,
         keep_alive: float = KEEP_ALIVE,
         lasts: float = LASTS,
-        most: int = MOST,
-        most_each: int = MOST_EACH,
     ) -> None:
         """`address`: a URL as redis-py takes it."""
         self.recheck, self.keep_alive, self.lasts = recheck, keep_alive, lasts
-        self.most, self.most_each = most, most_each
+        self.places = Places("streams of events", "streams", TOO_MANY_STREAMS, MOST, MOST_EACH)
         self.lookers = CapacityLimiter(LOOKERS)
         self.closed = False
-        self._places: Counter[str] = Counter()
         self._watchers: dict[str, set[asyncio.Event]] = {}
         channels = (FINISHED_CHANNEL, CANCEL_CHANNEL)
         self._announcements = Announcements(address, channels, self._hear, self._wake_all)
-
-    @property
-    def streams(self) -> int:
-        """How many streams are open."""
-        return self._places.total()
-
-    @contextmanager
-    def place(self, tenant: str) -> Iterator[None]:
-        """A place for one more stream of this tenant while the block runs.
-
-        Raises:
-            ProblemError: 429 when the tenant has as many as it may, 503 when the process has.
-        """
-        if self._places[tenant] >= self.most_each:
-            detail = f"{self.most_each} streams of events are open for this project; that is the most."
-            raise ProblemError(TOO_MANY_STREAMS, detail, headers={"Retry-After": RETRY_AFTER})
-        if self.streams >= self.most:
-            raise unavailable("streams", f"{self.most} streams of events are open; that is the most.")
-        self._places[tenant] += 1
-        try:
-            yield
-        finally:
-            self._places[tenant] -= 1
-            if not self._places[tenant]:
-                del self._places[tenant]
 
     @asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[asyncio.Event]:

@@ -54,6 +54,7 @@ NOT_ADMITTED = Kind("not-admitted", 422, "The policy does not allow this job")
 IDEMPOTENCY_MISMATCH = Kind("idempotency-mismatch", 422, "The idempotency key was used for another job")
 OVER_BUDGET = Kind("over-budget", 429, "A budget is used up")
 TOO_MANY_STREAMS = Kind("too-many-streams", 429, "Too many streams of events are open")
+TOO_MANY_WAITS = Kind("too-many-waits", 429, "Too many requests wait for the end of a job")
 HEAD_TOO_LARGE = Kind("head-too-large", 431, "The request's header fields are too large")
 INTERNAL = Kind("internal", 500, "Stockade failed")
 UNAVAILABLE = Kind("unavailable", 503, "Stockade cannot serve this now")
@@ -75,6 +76,7 @@ KINDS = (
     IDEMPOTENCY_MISMATCH,
     OVER_BUDGET,
     TOO_MANY_STREAMS,
+    TOO_MANY_WAITS,
     HEAD_TOO_LARGE,
     INTERNAL,
     UNAVAILABLE,

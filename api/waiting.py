@@ -14,13 +14,18 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+from anyio import CapacityLimiter
 from redis.exceptions import RedisError
 
 from api.announcements import Announcements
+from api.places import Places
+from api.problems import TOO_MANY_WAITS
 from jobs.job_view import JobView
 from jobs.store import FINISHED_CHANNEL
 
 RECHECK = 5.0  # seconds between two looks into the store without news
+MOST, MOST_EACH = 1000, 100  # requests of one process, and in it of one project, that may wait
+LOOKERS = 8  # looks into the store at a time, so that those who wait leave threads to other requests
 REMEMBERED = 4096  # announcements kept for requests that have not begun to wait yet
 
 
@@ -35,6 +40,9 @@ class FinishedJobs:
         self._resumed = 0  # the number when the subscription last began: before it, anything may be missing
         self._recent: OrderedDict[str, int] = OrderedDict()
         self._waiters: dict[str, set[asyncio.Future[None]]] = {}
+        self._looks: dict[str, tuple[int, asyncio.Future[JobView | None]]] = {}
+        self.places = Places("requests that wait for a job", "waits", TOO_MANY_WAITS, MOST, MOST_EACH)
+        self.lookers = CapacityLimiter(LOOKERS)
         self._closed = False
 
     @property
@@ -80,8 +88,21 @@ class FinishedJobs:
             await self._news_of(job.id, min(left, self._recheck), since)
             since = self.mark()
             with suppress(RedisError):
-                latest = await look()
+                latest = await self._seen(job.id, look)
         return latest
+
+    async def _seen(self, job_id: str, look: Callable[[], Awaitable[JobView | None]]) -> JobView | None:
+        """What `look` finds. All who were woken by the same news share one look, which began after that news."""
+        begun, shared = self._looks.get(job_id, (-1, None))
+        if shared is not None and begun == self._number:
+            return await asyncio.shield(shared)
+        mine = (self._number, asyncio.ensure_future(look()))
+        self._looks[job_id] = mine
+        try:
+            return await asyncio.shield(mine[1])
+        finally:
+            if self._looks.get(job_id) is mine:
+                del self._looks[job_id]
 
     async def _news_of(self, job_id: str, seconds: float, since: int) -> None:
         """Return when there may be news of the job since that mark, at the latest after `seconds`."""

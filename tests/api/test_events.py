@@ -261,13 +261,13 @@ def test_many_watch_one_job(
     live = served.services.live
     with ThreadPoolExecutor(20) as pool:
         watching = [pool.submit(all_events, client, job.id) for _ in range(20)]
-        until(lambda: live.streams == 20)
+        until(lambda: live.places.taken == 20)
         for n in range(10):
             job.write(b"%d\n" % n)
         job.finish()
         stories = [each.result(BUSY) for each in watching]
     assert {stdout(story) for story in stories} == {"".join(f"{n}\n" for n in range(10))}
-    until(lambda: live.streams == 0)
+    until(lambda: live.places.taken == 0)
     assert live._watchers == {}
     until(lambda: redis_client.pubsub_channels("stockade:live:*") == [])
 
@@ -277,8 +277,8 @@ def test_who_hangs_up_frees_the_place(client: httpx.Client, job: Running, served
     live = served.services.live
     with following(client, job.id) as events:
         next(events)
-        assert live.streams == 1
-    until(lambda: live.streams == 0)
+        assert live.places.taken == 1
+    until(lambda: live.places.taken == 0)
     assert live._watchers == {}
 
 
@@ -286,8 +286,8 @@ def test_streams_are_bounded(
     client: httpx.Client, job: Running, served: Served, other_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """429 when a project has its share, 503 when the process has all it takes; both say when to come back."""
-    monkeypatch.setattr(served.services.live, "most_each", 1)
-    monkeypatch.setattr(served.services.live, "most", 1)
+    monkeypatch.setattr(served.services.live.places, "most_each", 1)
+    monkeypatch.setattr(served.services.live.places, "most", 1)
     with following(client, job.id) as events, served.client(other_key) as other:
         next(events)
         mine = client.get(f"/v1/jobs/{job.id}/events")
@@ -397,10 +397,10 @@ def test_who_does_not_read_is_dropped(
         reader.connect(("127.0.0.1", port))
         head = f"GET /v1/jobs/{job.id}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n"
         reader.sendall(head.encode())
-        until(lambda: live.streams == 1)
+        until(lambda: live.places.taken == 1)
         for _ in range(100):  # more than the kernel's buffers and the service's take
             job.write(b"x" * 160_000)
-        until(lambda: live.streams == 0)
+        until(lambda: live.places.taken == 0)
 
 
 def test_places_are_counted_by_tenant(client: httpx.Client, tenant: Tenant, served: Served) -> None:
@@ -408,8 +408,8 @@ def test_places_are_counted_by_tenant(client: httpx.Client, tenant: Tenant, serv
     job_id = submitted(client)
     with following(client, job_id) as events:
         next(events)
-        assert dict(served.services.live._places) == {tenant.id: 1}
-    until(lambda: dict(served.services.live._places) == {})
+        assert dict(served.services.live.places._taken) == {tenant.id: 1}
+    until(lambda: dict(served.services.live.places._taken) == {})
 
 
 def until(condition: Any) -> None:

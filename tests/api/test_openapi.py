@@ -278,8 +278,10 @@ def provoke_refusals(
     client.get("/v1/audit?cursor=nothing")
     client.get("/v1/jobs/job_1/events", headers={"Last-Event-ID": "7"})
     waiting = client.post("/v1/jobs", json=TRUE).json()["id"]
-    monkeypatch.setattr(served.services.live, "most_each", 0)
+    monkeypatch.setattr(served.services.live.places, "most_each", 0)
     client.get(f"/v1/jobs/{waiting}/events")
+    monkeypatch.setattr(served.services.finished.places, "most_each", 0)
+    client.get(f"/v1/jobs/{waiting}?wait=1")
     client.post("/v1/jobs", json={"command": ["a"], "policy": "nothing"})
     for address in BODIES:
         client.post(address, content="{}", headers={"Content-Type": "text/plain"})

@@ -208,6 +208,65 @@ def test_a_lost_subscription_comes_back_and_wakes_everybody(
     asyncio.run(run())
 
 
+def test_those_who_wait_for_one_job_share_one_look(redis_url: str, store: Store, worker: Any) -> None:
+    """Fifty are woken by one announcement: the job is loaded once. Who gives up takes nobody's look away."""
+    looks = 0
+
+    async def run() -> None:
+        async with subscription(redis_url) as finished:
+            job, mark = make_job(store), finished.mark()
+
+            async def look() -> JobView | None:
+                nonlocal looks
+                looks += 1
+                await asyncio.sleep(0.1)
+                return await looking(store, job)()
+
+            waits = [
+                asyncio.create_task(finished.until_finished(job, 30, mark, look, stay)) for _ in range(50)
+            ]
+            await asyncio.sleep(0.05)
+            await asyncio.to_thread(worker.finish, job.id)
+            while not looks:
+                await asyncio.sleep(0.005)
+            waits.pop(0).cancel()
+            ended = await asyncio.wait_for(asyncio.gather(*waits), PROMPT)
+            assert all(each is not None and each.finished for each in ended)
+            assert finished._looks == {}
+
+    asyncio.run(run())
+    assert looks == 1
+
+
+def test_waits_are_bounded(
+    client: httpx.Client, served: Any, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """429 when a project has its share, 503 when the process has all it takes; nothing is made of a refused POST."""
+    places = served.services.finished.places
+    monkeypatch.setattr(places, "most_each", 1)
+    monkeypatch.setattr(places, "most", 1)
+    body = {"command": ["true"]}
+    job_id = client.post("/v1/jobs", json=body).json()["id"]
+    key = keys.create_key(redis_client, tenants.create_tenant(redis_client, "waiting-elsewhere"))
+    with served.client(key) as other, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get, f"/v1/jobs/{job_id}?wait=20")
+        while not places.taken:
+            time.sleep(0.01)
+        mine = client.get(f"/v1/jobs/{job_id}?wait=20")
+        more = client.post("/v1/jobs?wait=20", json=body)
+        theirs = other.post("/v1/jobs?wait=20", json=body)
+        assert client.get(f"/v1/jobs/{job_id}").status_code == 200
+        assert [each["id"] for each in client.get("/v1/jobs").json()["jobs"]] == [job_id]
+        client.post(f"/v1/jobs/{job_id}:cancel")
+        assert waiting.result(timeout=20).json()["state"] == "finished"
+        assert client.get(f"/v1/jobs/{job_id}?wait=20").status_code == 200
+    for refused in (mine, more):
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:stockade:problem:too-many-waits")
+    assert (theirs.status_code, theirs.json()["component"]) == (503, "waits")
+    assert mine.headers["retry-after"] == theirs.headers["retry-after"] == "1"
+    assert places.taken == 0
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_long_poll_outlives_a_restart_of_redis(own_redis: Any, serving: Any, method: str) -> None:
     """Redis dies and comes back while a request waits: it gets the job's end all the same."""
