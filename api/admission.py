@@ -1,6 +1,7 @@
 """Admission of a request that came by HTTP: under which policy of its project, and on whose hosts it could run."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import structlog
 from redis.exceptions import RedisError
@@ -26,6 +27,8 @@ def admitted(services: Services, spec: JobSpec, project: str) -> Admission:
     Raises:
         ProblemError: 422, with every violation.
     """
+    if late := _too_late(spec):
+        raise invalid((late,))
     in_force = services.policies.of(project)
     found = in_force.usable.get(spec.policy)
     try:
@@ -44,6 +47,17 @@ def admitted(services: Services, spec: JobSpec, project: str) -> Admission:
         raise invalid(error.violations, NOT_ADMITTED) from None
     services.policies.publish(policy)
     return admission
+
+
+def _too_late(spec: JobSpec) -> Violation | None:
+    """What is wrong with a deadline that has come already."""
+    now = datetime.now(UTC)
+    if spec.deadline is None or spec.deadline > now:
+        return None
+    got = spec.deadline.isoformat()
+    return Violation(
+        field="deadline", got=got, allowed=f"after {now:%Y-%m-%dT%H:%M:%SZ}", message="has come already"
+    )
 
 
 def watch(services: Services, spec: JobSpec, project: str, job: str | None) -> None:
@@ -68,7 +82,7 @@ def explained(services: Services, spec: JobSpec, project: str) -> Explanation:
     found = in_force.usable.get(spec.policy)
     if found is None:
         return refusal(spec.policy, _no_policy(services, spec, project), scopes)
-    return explain(
+    explanation = explain(
         spec,
         in_force.source.resolved[spec.policy],
         in_force.scopes,
@@ -76,6 +90,11 @@ def explained(services: Services, spec: JobSpec, project: str) -> Explanation:
         hosts=_hosts(services, spec, found.policy),
         images=_images(services, spec, found.policy),
     )
+    pool = pool_of(spec, found.policy)
+    if services.hosts.of(pool):
+        return explanation
+    note = f"No worker that takes jobs of the pool {pool} is there now: the job would wait for one."
+    return explanation.model_copy(update={"notes": (note,)})
 
 
 def _no_policy(services: Services, spec: JobSpec, project: str) -> Sequence[Violation]:

@@ -12,6 +12,7 @@ from api.jobs import JobId
 from api.problems import (
     FORBIDDEN,
     INTERNAL,
+    INVALID_REQUEST,
     NOT_FINISHED,
     NOT_FOUND,
     UNAUTHENTICATED,
@@ -31,7 +32,8 @@ class AnyPath(PathConvertor):
 
 register_url_convertor("any", AnyPath())
 router = APIRouter(
-    tags=["artifacts"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE)
+    tags=["artifacts"],
+    responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE),
 )
 
 

@@ -22,7 +22,9 @@ from policies.violation import Violation, shown
 
 LIMIT = 50  # entries of a page unless the caller says otherwise
 
-router = APIRouter(tags=["audit"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["audit"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 @router.get(

@@ -16,10 +16,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis import Redis
 
-from api.problems import FORBIDDEN, UNAUTHENTICATED, ProblemError
+from api.problems import FORBIDDEN, UNAUTHENTICATED, ProblemError, invalid
 from jobs import keys
 from jobs.job import Tenant
 from jobs.keys import Scope
+from policies.violation import Violation, field_path, shown
 
 BELIEVED = 5.0  # seconds
 REMEMBERED = 10_000  # keys
@@ -86,7 +87,30 @@ async def _authenticated(
     if identity is None:
         raise unknown_key()
     request.state.caller = identity
+    _refuse_unknown_parameters(request)
     return identity
+
+
+def _refuse_unknown_parameters(request: Request) -> None:
+    """A query parameter that the route does not know is refused, as an unknown field of a body is."""
+    if not request.query_params:
+        return
+    described = request.app.openapi()["paths"][request.scope["route"].path_format][request.method.lower()]
+    known = [each["name"] for each in described.get("parameters", ()) if each["in"] == "query"]
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        message = "is not a parameter that is known here"
+        raise invalid(
+            tuple(
+                Violation(
+                    field=field_path([name]),
+                    got=shown(request.query_params[name]),
+                    allowed=[*known],
+                    message=message,
+                )
+                for name in unknown
+            )
+        )
 
 
 def unknown_key() -> ProblemError:
@@ -123,3 +147,11 @@ ReaderOrSubmitter = Annotated[Identity, Depends(_with_scope(Scope.READ, Scope.SU
 """A `Caller` whose key has the scope `read` or `submit`; others get 403."""
 Admin = Annotated[Identity, Depends(_with_scope(Scope.ADMIN))]
 """A `Caller` whose key has the scope `admin`; others get 403."""
+
+
+async def _reading(_: Reader, caller: Admin) -> Identity:
+    return caller
+
+
+AdminReader = Annotated[Identity, Depends(_reading)]
+"""A `Caller` whose key has both `admin` and `read`; others get 403."""

@@ -30,7 +30,9 @@ from api.submission import RATE_HEADERS, IdempotencyKey, submit
 from jobs.batch import AcceptedItem, Batch, BatchAnswer, RefusedItem
 from policies.violation import violations
 
-router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 EXAMPLE: dict[str, Any] = {
@@ -99,7 +101,9 @@ def _submit_one(
         if error.kind is UNAUTHENTICATED:
             raise
         rate = {name: value for name, value in error.headers.items() if name in RATE_HEADERS}
-        return RefusedItem(status=error.kind.status, problem=error.problem), rate
+        wait = error.headers.get("Retry-After")
+        after = int(wait) if wait else None
+        return RefusedItem(status=error.kind.status, problem=error.problem, retry_after=after), rate
     status: Literal[200, 201] = 200 if submitted.again else 201
     return AcceptedItem.model_construct(status=status, job=shown_to(caller, submitted.job)), submitted.rate
 

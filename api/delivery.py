@@ -1,17 +1,16 @@
 """Webhooks' dispatcher: from events to deliveries, from deliveries to requests. One runs in every API process.
 
-Two loops, which may die at any moment and lose nothing. `_take_events` reads the stream of events as a member of
-the consumer group `webhooks`, makes a delivery for each webhook that wants the event, and acknowledges; what a dead
-member had read is read again by another. `_send_due` claims deliveries for the length of a lease and sends them;
-what a dead sender had claimed is claimed again by another. So a message may be sent twice, under one id, and none is
-lost as long as Redis keeps its data.
+Two loops, which may die at any moment and lose nothing. `_tell` takes projects' news in turn, makes a delivery for
+each webhook that wants the event, and only then forgets it. `_send_due` claims deliveries and sends them. Either has
+what it took for the length of a lease: what a dead process had taken is taken again by another. So a message may be
+sent twice, under one id, and none is lost as long as Redis keeps its data.
 
-Nobody waits for another's slow endpoint: webhooks take turns, one that failed or was slow has one request at a time,
-any other `AT_ONCE`, and each process has `SENDING` for all of them.
+Nobody waits for another's many events, since each project has its own news (`jobs.news`), nor for another's slow
+endpoint: webhooks take turns, one that failed or was slow has one request at a time, any other `AT_ONCE`, and each
+process has `SENDING` for all of them.
 """
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -22,21 +21,18 @@ from typing import Any
 import structlog
 from anyio import CapacityLimiter, to_thread
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
+from api.announcements import Announcements
 from api.egress import Egress, EgressError
 from jobs import events, messages
-from jobs.deliveries import Claim, Deliveries, Try, delivery_id
-from jobs.events import STREAM, Event
+from jobs.deliveries import Claim, Deliveries, Message, Try, delivery_id
+from jobs.events import Event
 from jobs.metrics import metrics
-from jobs.webhooks import Webhooks, WebhookState
+from jobs.news import CHANNEL, LEASE, Batch, News
+from jobs.webhooks import Webhooks, WebhookState, Wish
 
-GROUP = "webhooks"
-BATCH = 100  # events read at a time
-BLOCK = 2.0  # seconds that a read waits for events
-SILENCE = 5.0  # seconds beyond it after which Redis counts as gone
-ABANDONED = 30.0  # seconds after which an event that was read and not acknowledged is another's
+LOOK = 2.0  # seconds between two looks for news of which no announcement came
 SENDING = 128  # requests at a time
 AT_ONCE = 4  # of these to one webhook
 SLOW = 2.0  # seconds; a webhook that takes longer has one request at a time
@@ -58,29 +54,35 @@ class Dispatcher:
         deliveries: Deliveries,
         egress: Egress,
         *,
-        abandoned: float = ABANDONED,
+        lease: float = LEASE,
     ) -> None:
-        """`address`: a URL as redis-py takes it; `redis`: a client of the same, safe for threads."""
-        self._address = address
+        """`address`: a URL as redis-py takes it; `redis`: a client of the same, safe for threads.
+
+        `lease`: seconds that a process has for making the deliveries of news that it has taken.
+        """
+        self._announcements = Announcements(
+            address, (CHANNEL,), lambda *_: self._arrived.set(), lambda: self._arrived.set()
+        )
+        self._news = News(redis, lease=lease)
         self._redis = redis
         self._webhooks = Webhooks(redis)
         self._deliveries = deliveries
         self._egress = egress
-        self._abandoned = abandoned
-        self._name = "api-" + secrets.token_hex(6)
         self._threads = CapacityLimiter(THREADS)
         self._sending: dict[asyncio.Task[None], str] = {}
         self._strained: set[str] = set()
-        self._news = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._due = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @asynccontextmanager
     async def dispatching(self) -> AsyncIterator[None]:
         """Tell webhooks as long as the block runs, whatever becomes of Redis."""
         self._loop = asyncio.get_running_loop()
-        tasks = {asyncio.create_task(self._forever(loop)) for loop in (self._take_events, self._send_due)}
+        tasks = {asyncio.create_task(self._forever(loop)) for loop in (self._tell, self._send_due)}
         try:
-            yield
+            async with self._announcements.listening():
+                yield
         finally:
             await _cancelled(tasks)
             await _cancelled(set(self._sending))
@@ -90,7 +92,7 @@ class Dispatcher:
         """Look for what is due now. Safe from any thread."""
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._news.set)
+                self._loop.call_soon_threadsafe(self._due.set)
 
     async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
         failing = False
@@ -108,91 +110,72 @@ class Dispatcher:
                 continue
             await asyncio.sleep(PAUSE)
 
-    async def _take_events(self) -> None:
-        """Read events and make their deliveries; return when there is no stream, since Redis was emptied."""
-        client = AsyncRedis.from_url(
-            self._address, protocol=2, socket_connect_timeout=5, socket_timeout=BLOCK + SILENCE
-        )
-        async with client as redis:
-            if not await redis.exists(STREAM):  # nothing has happened yet; an idle dispatcher writes nothing
-                await asyncio.sleep(IDLE)
-                return
-            try:
-                await redis.xgroup_create(STREAM, GROUP, id="0")
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
-            try:
-                await self._follow(redis)
-            except ResponseError as error:
-                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
-                    raise
-            finally:
-                await self._leave(redis)
+    async def _tell(self) -> None:
+        """Tell one project's news, or wait for some."""
+        self._arrived.clear()
+        wait = await self._off_loop(self._tell_batch)
+        if wait == 0.0:
+            self._due.set()
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK if wait is None else min(wait, LOOK)):
+                await self._arrived.wait()
 
-    async def _follow(self, redis: AsyncRedis) -> None:
-        looked = -self._abandoned
-        while True:
-            if monotonic() - looked >= self._abandoned:
-                looked = monotonic()
-                idle = int(self._abandoned * 1000)
-                claimed: Any = await redis.xautoclaim(STREAM, GROUP, self._name, idle, count=BATCH)
-                await self._tell(redis, [each for each in claimed[1] if each[0] is not None])
-            read: Any = await redis.xreadgroup(GROUP, self._name, {STREAM: ">"}, BATCH, int(BLOCK * 1000))
-            for _, entries in read or ():
-                await self._tell(redis, entries)
+    def _tell_batch(self) -> float | None:
+        """Make the deliveries of the news whose turn it is; only then are they forgotten.
 
-    async def _leave(self, redis: AsyncRedis) -> None:
-        """Leave the group, unless something that this member read is still to be done."""
-        with suppress(RedisError, OSError):
-            found = await redis.xpending_range(STREAM, GROUP, "-", "+", 1, self._name)
-            if not found:
-                await redis.xgroup_delconsumer(STREAM, GROUP, self._name)
-
-    async def _tell(self, redis: AsyncRedis, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> None:
-        """Make the deliveries of these events; only then are they acknowledged."""
+        Returns the seconds until the next look: 0 when there were some, None when nobody has any.
+        """
+        batch = self._news.take()
+        if not isinstance(batch, Batch):
+            return batch
         found = []
-        for entry_id, fields in entries:
+        for entry_id, fields in batch.entries:
             try:
                 found.append(events.read(entry_id, fields))
             except ValueError as error:
                 log.error("event_not_understood", entry=entry_id.decode(), reason=str(error))
-        if found and await self._off_loop(self._deliver_all, found):
-            self._news.set()
-        if entries:
-            await redis.xack(STREAM, GROUP, *(entry_id for entry_id, _ in entries))
+        wishes = self._webhooks.wishes(batch.project)
+        self._deliver_all(found, wishes)
+        for kind in batch.missed:
+            self._news.missed(batch, kind, [wish.id for wish in wishes if kind in wish.events])
+        self._news.told(batch)
+        return 0.0
 
-    def _deliver_all(self, found: Sequence[Event]) -> int:
+    def _deliver_all(self, found: Sequence[Event], wishes: Sequence[Wish]) -> None:
         """As `_deliver`; an event that cannot be told for a reason of ours does not take others with it."""
         try:
-            return self._deliver(found)
+            self._deliver(found, wishes)
         except RedisError:
             raise
         except Exception:
-            if len(found) > 1:
-                return sum(self._deliver_all([event]) for event in found)
-            log.exception("event_not_told", entry=found[0].id)
-            return 0
+            if len(found) == 1:
+                log.exception("event_not_told", entry=found[0].id)
+                return
+            for event in found:
+                self._deliver_all([event], wishes)
 
-    def _deliver(self, found: Sequence[Event]) -> int:
-        """Make a delivery of each event for each webhook that wants it; how many there are."""
-        wishes = self._webhooks.told_of(event.tenant for event in found)
+    def _deliver(self, found: Sequence[Event], wishes: Sequence[Wish]) -> None:
+        """Make a delivery of each event for each webhook that wants it."""
         wanted = [
             (event, wish)
             for event in found
-            for wish in wishes.get(event.tenant, ())
+            for wish in wishes
             if event.type in wish.events and event.at >= wish.created_at
         ]
-        bodies = messages.bodies(self._redis, [event for event, _ in wanted])
-        for (event, wish), body in zip(wanted, bodies, strict=True):
-            name = delivery_id(wish.id, event.id)
-            self._deliveries.create(wish.id, name, event.type, event.job, body)
-        return len(wanted)
+        told = list({event.id: event for event, _ in wanted}.values())
+        bodies = {
+            event.id: body for event, body in zip(told, messages.bodies(self._redis, told), strict=True)
+        }
+        self._deliveries.create_all(
+            Message(wish.id, delivery_id(wish.id, event.id), event.type, event.job, bodies[event.id])
+            for event, wish in wanted
+        )
 
     async def _send_due(self) -> None:
         """Claim what is due and send it, as much at a time as may be."""
         while True:
-            self._news.clear()
+            self._due.clear()
             room = SENDING - len(self._sending)
             claims: Sequence[Claim] = ()
             wait = None
@@ -203,7 +186,7 @@ class Dispatcher:
             if not claims:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(IDLE if wait is None else min(wait, IDLE)):
-                        await self._news.wait()
+                        await self._due.wait()
 
     def _busy(self) -> list[str]:
         """The webhooks that have as many requests as they may."""
@@ -219,7 +202,7 @@ class Dispatcher:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._sending.pop(task)
-        self._news.set()
+        self._due.set()
 
     async def _send(self, claim: Claim) -> None:
         """Send one delivery and write down what came of it. Should this be cut off, its lease ends."""

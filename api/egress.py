@@ -46,6 +46,7 @@ _SPECIAL = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",  # carrier-grade NAT, RFC 6598; also the metadata service of some clouds
         "127.0.0.0/8",
+        "168.63.129.16/32",  # the platform of Azure, from every machine there: a public address for private use
         "169.254.0.0/16",  # link-local: metadata services
         "172.16.0.0/12",
         "192.0.0.0/24",  # protocol assignments, RFC 6890

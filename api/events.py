@@ -53,7 +53,9 @@ LastEventId = Annotated[
     ),
 ]
 
-router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 class EventStream(StreamingResponse):

@@ -22,7 +22,9 @@ from api.services import Services, services_of
 from jobs.spec import JobSpec
 from policies.explain import Explanation
 
-router = APIRouter(tags=["policies"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["policies"], responses=documented(UNAUTHENTICATED, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 @router.post(

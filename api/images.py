@@ -6,12 +6,14 @@ from pydantic import Field
 
 from api.auth import Reader
 from api.documentation import json_body
-from api.problems import FORBIDDEN, INTERNAL, UNAUTHENTICATED, UNAVAILABLE, documented
+from api.problems import FORBIDDEN, INTERNAL, INVALID_REQUEST, UNAUTHENTICATED, UNAVAILABLE, documented
 from api.services import Services, services_of
 from policies.image_names import HOST_IMAGE
 from policies.model import Frozen
 
-router = APIRouter(tags=["images"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["images"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 class ImageUse(Frozen):

@@ -28,7 +28,9 @@ LIMIT = 50  # jobs of a page unless the caller says otherwise
 
 Label = Annotated[str, StringConstraints(pattern="^[^:]{1,63}:.{0,128}$")]
 
-router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 @router.get(

@@ -52,7 +52,9 @@ Wait = Annotated[
     ),
 ]
 
-router = APIRouter(tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["jobs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 _ACCEPTED = {

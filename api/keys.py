@@ -59,7 +59,9 @@ Grace = Annotated[
     ),
 ]
 
-router = APIRouter(tags=["keys"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["keys"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 class KeyRequest(Frozen):

@@ -11,6 +11,7 @@ from api.jobs import JobId
 from api.problems import (
     FORBIDDEN,
     INTERNAL,
+    INVALID_REQUEST,
     NOT_FINISHED,
     NOT_FOUND,
     UNAUTHENTICATED,
@@ -44,7 +45,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     **documented(NOT_FOUND, NOT_FINISHED),
 }
 
-router = APIRouter(tags=["outputs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["outputs"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 @router.get(

@@ -8,12 +8,22 @@ from pydantic import Field
 
 from api.auth import Caller
 from api.documentation import json_body
-from api.problems import INTERNAL, NOT_FOUND, UNAUTHENTICATED, UNAVAILABLE, documented, not_found
+from api.problems import (
+    INTERNAL,
+    INVALID_REQUEST,
+    NOT_FOUND,
+    UNAUTHENTICATED,
+    UNAVAILABLE,
+    documented,
+    not_found,
+)
 from api.services import services_of
 from policies.model import Frozen
 from policies.policy import Policy
 
-router = APIRouter(tags=["policies"], responses=documented(UNAUTHENTICATED, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["policies"], responses=documented(UNAUTHENTICATED, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 class PublishedPolicy(Frozen):

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
 from jobs.problem import MAX_ERRORS, URN, Problem
-from policies.violation import Violation, field_path, shown
+from policies.violation import Violation, violation
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "1"  # seconds, sent with every 503
@@ -151,7 +151,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute] = ()) -> None:
 
     async def parameter(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return invalid(tuple(_parameter(detail) for detail in error.errors())).response()
+        found = error.errors()  # the first part of a place says "query" or "header"
+        return invalid(tuple(violation(detail["loc"][1:], detail) for detail in found)).response()
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -165,12 +166,6 @@ def install(app: FastAPI, routes: Sequence[BaseRoute] = ()) -> None:
     app.add_exception_handler(RequestValidationError, parameter)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(RedisError, redis)
-
-
-def _parameter(detail: Any) -> Violation:
-    allowed = str(detail["msg"]).removeprefix("Input should be ").partition(",")[0]
-    field = field_path(detail["loc"][1:])  # the first part says "query"
-    return Violation(field=field, got=shown(detail["input"]), allowed=allowed, message=f"must be {allowed}")
 
 
 def _from_framework(request: Request, error: HTTPException, routes: Sequence[BaseRoute]) -> ProblemError:

@@ -6,11 +6,13 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth import Reader
 from api.documentation import json_body
-from api.problems import FORBIDDEN, INTERNAL, UNAUTHENTICATED, UNAVAILABLE, documented
+from api.problems import FORBIDDEN, INTERNAL, INVALID_REQUEST, UNAUTHENTICATED, UNAVAILABLE, documented
 from api.services import services_of
 from jobs.quota import Quota, quota
 
-router = APIRouter(tags=["quota"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["quota"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 @router.get(

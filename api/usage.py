@@ -21,7 +21,9 @@ from jobs.instant import Instant
 from jobs.usage import SpanError, UsageReport, Window, as_csv, span, used
 from policies.violation import Violation, shown
 
-router = APIRouter(tags=["usage"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["usage"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE)
+)
 
 
 Step = Annotated[Window, Query(description="The length of each window: `hour` (8 days back) or `day` (400).")]

@@ -1,4 +1,7 @@
-"""Webhooks: have an address told of what happens to jobs, see what it was told, and tell it again."""
+"""Webhooks: have an address told of what happens to jobs, see what it was told, and tell it again.
+
+Who says where messages go learns what is in them, so that takes the scope `read` beside `admin`.
+"""
 
 import re
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from api.auth import Admin, Identity, Reader
+from api.auth import Admin, AdminReader, Identity, Reader
 from api.body import parse
 from api.documentation import json_body
 from api.egress import URL_MAX, url_fault
@@ -40,7 +43,7 @@ from api.problems import (
 )
 from api.services import Services, services_of
 from jobs import audit, deliveries, messages
-from jobs.deliveries import Delivery, DeliveryState
+from jobs.deliveries import Delivery, DeliveryState, Message
 from jobs.events import EventType
 from jobs.webhooks import WEBHOOKS_MAX, Webhook, WebhookState
 from policies.model import Frozen
@@ -59,7 +62,10 @@ DeliveryId = Annotated[
 
 Model = TypeVar("Model", bound=Frozen)
 
-router = APIRouter(tags=["webhooks"], responses=documented(UNAUTHENTICATED, FORBIDDEN, INTERNAL, UNAVAILABLE))
+router = APIRouter(
+    tags=["webhooks"],
+    responses=documented(UNAUTHENTICATED, FORBIDDEN, INVALID_REQUEST, INTERNAL, UNAVAILABLE),
+)
 
 
 def _url(url: str, about: ValidationInfo) -> str:
@@ -162,7 +168,7 @@ def _content(answer: Frozen, status: int = 200, headers: dict[str, str] | None =
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(WebhookRequest)}},
 )
-async def create_webhook(request: Request, caller: Admin) -> Response:
+async def create_webhook(request: Request, caller: AdminReader) -> Response:
     """Has an address told of what happens to the project's jobs from now on.
 
     Messages are signed as Standard Webhooks has it, and sent again for two days until the answer is 2xx. The host's
@@ -211,7 +217,7 @@ def get_webhook(request: Request, caller: Reader, webhook_id: WebhookId) -> Resp
     },
     openapi_extra={"requestBody": {"required": True, "content": json_body(WebhookChange)}},
 )
-async def change_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> Response:
+async def change_webhook(request: Request, caller: AdminReader, webhook_id: WebhookId) -> Response:
     """Changes what is given, and nothing else."""
     services = services_of(request)
 
@@ -272,13 +278,14 @@ def rotate_secret(request: Request, caller: Admin, webhook_id: WebhookId) -> Res
         **documented(NOT_FOUND, CONFLICT),
     },
 )
-def test_webhook(request: Request, caller: Admin, webhook_id: WebhookId) -> Response:
+def test_webhook(request: Request, caller: AdminReader, webhook_id: WebhookId) -> Response:
     """Sends a message of the type `webhook.ping`, whatever the webhook is told of otherwise."""
     services = services_of(request)
     find(services, webhook_id, caller.id)
     delivery = deliveries.ping_id()
     body = messages.message(deliveries.PING, datetime.now(UTC), {"webhook": webhook_id})
-    if not services.deliveries.create(webhook_id, delivery, deliveries.PING, "", body):
+    ping = Message(webhook_id, delivery, deliveries.PING, "", body)
+    if not services.deliveries.create(ping):
         raise _not_active(find(services, webhook_id, caller.id))
     return _on_its_way(services, webhook_id, delivery)
 
@@ -321,7 +328,9 @@ def list_deliveries(
         **documented(NOT_FOUND, CONFLICT),
     },
 )
-def redeliver(request: Request, caller: Admin, webhook_id: WebhookId, delivery_id: DeliveryId) -> Response:
+def redeliver(
+    request: Request, caller: AdminReader, webhook_id: WebhookId, delivery_id: DeliveryId
+) -> Response:
     """Sends a message again under its old id, whatever became of it, with all its tries before it."""
     services = services_of(request)
     webhook = find(services, webhook_id, caller.id)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import cgroups, images, ours, release, rivals, service
+from bench import cgroups, images, ours, pull, release, rivals, service
 from bench.figures import Samples, Summary
 from bench.report import OURS, as_json, show
 
-PARTS = ("sandbox", "jobs", "memory", "images", "release")
+PARTS = ("sandbox", "jobs", "memory", "images", "pull", "release")
 LAYERS = (1, 40)
 Round = Callable[[int, int], tuple[list[float], float, float]]
 
@@ -33,11 +33,13 @@ class Effort:
     sandboxes: int
     jobs: int
     idle: int
+    pulls: int
     pairs: int
+    waiting: int
 
 
-THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pairs=600)
-QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pairs=200)
+THOROUGH = Effort(rounds=8, sandboxes=100, jobs=250, idle=16, pulls=7, pairs=600, waiting=4)
+QUICK = Effort(rounds=3, sandboxes=40, jobs=80, idle=8, pulls=3, pairs=200, waiting=3)
 
 
 def say(text: str) -> None:
@@ -103,12 +105,13 @@ def measure_memory(effort: Effort) -> dict[str, float]:
 
 
 def measure_images(effort: Effort) -> dict[str, Any]:
-    """Unpacking a layer, ours and others; a sandbox in an image of one layer and of many."""
+    """Unpacking a layer, ours and others; a sandbox in an image of one layer, of many, and in `host`."""
     with ours.launcher() as launcher, images.small_images(launcher.images, LAYERS) as found:
         contenders: dict[str, Round] = {
             f"{count} layers": functools.partial(_in_image, launcher, digest)
             for count, digest in found.items()
         }
+        contenders[images.HOST] = launcher.round
         start = interleaved(contenders, effort.sandboxes, 1, effort.rounds)
     return {"unpack": images.rates(min(effort.rounds, 5), say), "start": start}
 
@@ -117,6 +120,14 @@ def _in_image(
     launcher: ours.Launcher, digest: str, runs: int, parallel: int
 ) -> tuple[list[float], float, float]:
     return launcher.round(runs, parallel, digest)
+
+
+def measure_pull(effort: Effort) -> dict[str, Any] | None:
+    """Pulling an image from a registry on this machine, ours and skopeo's; None where they are not installed."""
+    if missing := pull.missing():
+        say(f"no registry to pull from; it needs: {' '.join(missing)}")
+        return None
+    return pull.measure(effort.pulls, say)
 
 
 def about_machine() -> dict[str, Any]:
@@ -157,11 +168,12 @@ def main() -> int:
         subprocess.run(command, check=True, stdout=sys.stderr)
     effort = QUICK if asked.quick else THOROUGH
     measures = {"sandbox": measure_sandboxes, "jobs": measure_jobs, "memory": measure_memory}
-    measures["images"] = measure_images
-    measures["release"] = lambda effort: release.measure(effort.pairs)
+    measures |= {"images": measure_images, "pull": measure_pull}
+    measures["release"] = lambda effort: release.measure(effort.pairs, release.JOBS[: effort.waiting], say)
     report: dict[str, Any] = {"machine": about_machine()}
     for part in asked.only or PARTS:
-        report[part] = measures[part](effort)
+        if (figures := measures[part](effort)) is not None:
+            report[part] = figures
     print(show(report))
     asked.json.write_text(json.dumps(as_json(report), indent=1) + "\n")
     say(f"written to {asked.json}")

@@ -23,6 +23,7 @@ from worker.images.tree import Caps
 
 TREES = ("usr/sbin", "usr/lib/python3", "usr/lib/python3.11", "usr/share/doc", "etc")
 """What the layer is made of, as far as this machine has it: large programs, and many small files."""
+HOST = "host"
 FORMS = ("", "+gzip", "+zstd")
 
 

@@ -1,25 +1,23 @@
-"""`python -m bench.pull`: pulling an image from a registry on this machine, ours beside `skopeo copy`.
+"""Pulling an image from a registry on this machine, ours beside `skopeo copy`.
 
 The image has four layers of 50 MB that cannot be compressed, in Debian's docker-registry on loopback. Both pull it
 into a new OCI layout, check every digest, and end when all of it is on disk (syncfs). They take turns. Ours includes
 the start of the puller's process.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import pwd
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bench.figures import Samples, number, percentile, table
+from bench.figures import Samples
 from tests.registries.oci import Layout, random_layers
 from tests.registries.running import PROGRAMS, Running
 from worker.images.remote.pull import sources_of
@@ -60,8 +58,13 @@ def _cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(rounds: int) -> tuple[dict[str, Samples], int]:
-    """The samples of both, and the bytes of the image."""
+def missing() -> list[str]:
+    """The packages that have to be installed before."""
+    return [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+
+
+def measure(rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures of both, and the bytes of the image."""
     contenders = {OURS: ours, SKOPEO: skopeo}
     samples = {name: Samples() for name in contenders}
     with contextlib.ExitStack() as stack:
@@ -76,36 +79,5 @@ def measure(rounds: int) -> tuple[dict[str, Samples], int]:
                 took, cpu = timed(pull, image, directory / "target")
                 if turn:  # the first round warms the registry's files
                     samples[name].add([took], took, cpu)
-            print(f"bench: round {turn} of {rounds}", file=sys.stderr, flush=True)
-    return samples, size
-
-
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.pull", description="Pulling beside skopeo.")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where to write the figures as well")
-    asked = parser.parse_args()
-    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
-    if os.geteuid() != 0 or missing:
-        sys.exit(f"bench: must run as root, and needs: {' '.join(missing) or 'nothing else'}")
-    load = os.getloadavg()[0]
-    samples, size = measure(asked.rounds)
-    rows, figures = [], {}
-    for name, each in samples.items():
-        middle, cpu = percentile(each.took, 50), (each.cpu or 0) / len(each.took)
-        rows.append((name, number(middle), number(min(each.took)), number(size / middle / 1e6), number(cpu)))
-        figures[name] = {"p50_s": middle, "best_s": min(each.took), "cpu_s": cpu, "took_s": each.took}
-    header = ("", "p50 s", "best s", "MB/s", "CPU s")
-    print(
-        table(
-            f"pull of {size / 1e6:.0f} MB from a registry on loopback (load before: {load:.2f})", header, rows
-        )
-    )
-    if asked.json:
-        asked.json.write_text(json.dumps({"bytes": size, "load_before": load, **figures}, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            say(f"round {turn} of {rounds}, pulling")
+    return {"bytes": size, "contenders": {name: each.summary() for name, each in samples.items()}}

@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,15 +148,16 @@ def summary(pairs: list[Pair]) -> dict[str, float]:
     }
 
 
-def measure(pairs: int) -> dict[str, dict[str, float]]:
-    """All combinations, by what they are called."""
+def measure(pairs: int, waiting: Sequence[int], say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """All combinations of `TENANTS` and so many jobs `waiting`, by what they are called."""
     found = {}
     with server() as redis:
         for tenants in TENANTS:
             installation = Installation(redis, tenants)
-            installation.fill(JOBS[0])
+            installation.fill(waiting[0])
             installation.pairs(SLOTS)  # warm: scripts, sockets
-            for jobs in JOBS:
+            for jobs in waiting:
+                say(f"release: {tenants:,} tenants, {jobs:,} jobs wait")
                 installation.fill(jobs)
                 found[f"{tenants:,} tenants, {jobs:,} jobs wait"] = summary(installation.pairs(pairs))
     return found

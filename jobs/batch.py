@@ -40,6 +40,9 @@ class RefusedItem(Frozen):
 
     status: int = Field(description="The status that it would have had alone: 422 or 429.")
     problem: Problem = Field(description="Why.")
+    retry_after: int | None = Field(
+        default=None, description="Seconds after which it is worth trying again, where the status is 429."
+    )
 
 
 class BatchAnswer(Frozen):

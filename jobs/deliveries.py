@@ -7,6 +7,8 @@
                                  end of the sender's lease, so that what a sender that died had taken is sent again
     stockade:webhook:ID:STATE    sorted sets of all deliveries by number (pending, delivered, dead): the log
     stockade:webhook_due         sorted set of webhooks by their turn: the one first that has waited longest
+    stockade:webhook_waiting:PROJECT   hash of what is pending of all its webhooks: delivery -> bytes of its body, and
+                                 total, their sum
 
 An event is told at least once whatever dies, always under the same id, which is that of the delivery. A webhook's log
 keeps `LOG_MAX` delivered and as many dead ones, and nothing for longer than `RETENTION`.
@@ -33,7 +35,11 @@ JITTER = 0.2
 LEASE = 30.0
 """Seconds that a sender has for one try; more than a request can take."""
 PENDING_MAX = 20_000
-"""Deliveries of one webhook that may wait; what happens beyond that is not told, and counted."""
+"""Deliveries of one project that may wait; what happens beyond that is not told, and counted."""
+PENDING_BYTES = 16 * 2**20
+"""Bytes that their bodies may have."""
+PENDING_SHARE = 200
+"""Deliveries of one webhook that may wait all the same: one whose receiver is away does not silence the others."""
 LOG_MAX = 1000
 """Delivered, and dead, deliveries of one webhook that are kept."""
 TRIES_KEPT = 10
@@ -91,6 +97,18 @@ class Delivery(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """What a delivery is made of."""
+
+    webhook: str
+    delivery: str
+    type: str
+    job: str
+    """Identifier of the job that it is about; "" for a test."""
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A delivery that its holder is to send, within `LEASE` seconds."""
 
@@ -117,11 +135,27 @@ class Deliveries:
         self._schedule = tuple(schedule)
         self._lease = lease
 
-    def create(self, webhook: str, delivery: str, kind: str, job: str, body: bytes) -> bool:
+    def create(self, message: Message) -> bool:
         """Make a delivery, due at once; the same one again does nothing. False when the webhook takes none."""
-        keys = [WEBHOOK + webhook, _DELIVERY + delivery, DUE, _SEQUENCE]
-        args: list[str | int | bytes] = [webhook, delivery, kind, job, body, PENDING_MAX, RETENTION * 1000]
-        return bool(script(self._redis, "delivery_create")(keys, args))
+        return self.create_all([message])[0]
+
+    def create_all(self, messages: Iterable[Message]) -> list[bool]:
+        """The same for each of these, in one exchange with Redis."""
+        create = script(self._redis, "delivery_create")
+        bounds = [RETENTION * 1000, PENDING_MAX, PENDING_BYTES, PENDING_SHARE]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for each in messages:
+                keys = [WEBHOOK + each.webhook, _DELIVERY + each.delivery, DUE, _SEQUENCE]
+                args: list[str | int | bytes] = [
+                    each.webhook,
+                    each.delivery,
+                    each.type,
+                    each.job,
+                    each.body,
+                    *bounds,
+                ]
+                create(keys, args, client=pipe)
+            return [bool(made) for made in pipe.execute()]
 
     def claim(self, most: int, busy: Iterable[str] = ()) -> tuple[list[Claim], float | None]:
         """Take up to `most` deliveries that are due, one of each webhook at most, and of none that is `busy`.

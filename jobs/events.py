@@ -1,7 +1,7 @@
 """Events: every change of a job's state, as the store's scripts write it to the stream `stockade:events`.
 
 An entry has the fields job, tenant, state, outcome, attempt and at (ms, the server's clock). The stream keeps about
-the last 100,000; a reader that must miss none has a consumer group there.
+the last 100,000. What webhooks are to be told of is in streams of their projects' own besides (`jobs.news`).
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ from policies.model import Frozen
 
 STREAM = "stockade:events"
 """The Redis stream of all events."""
+NEWS, MISSED = "stockade:news", "stockade:missed:"
+"""Keys of what webhooks are still to be told of; see `jobs.news`."""
 
 
 class EventType(StrEnum):
@@ -52,3 +54,8 @@ def read(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Event:
         )
     except KeyError as error:
         raise ValueError(f"the entry {entry_id!r} has no field {error}") from None
+
+
+def news_keys(project: str) -> list[str]:
+    """The keys that a project's news are in: everybody's turns, its stream, and what it missed."""
+    return [NEWS, f"{NEWS}:{project}", MISSED + project]

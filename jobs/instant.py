@@ -25,7 +25,7 @@ def _parsed(value: Any) -> Any:
     try:
         return instant(value)
     except (TypeError, ValueError):
-        raise PydanticCustomError("instant", FORM) from None
+        raise PydanticCustomError("instant", "must be {allowed}", {"allowed": FORM}) from None
 
 
 Instant = Annotated[

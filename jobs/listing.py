@@ -145,7 +145,7 @@ def _is_there(fields: dict[str, str]) -> bool:
 
 
 def _labels(fields: dict[str, str]) -> dict[str, str]:
-    found: dict[str, str] = json.loads(fields["labels"])["labels"]
+    found: dict[str, str] = json.loads(fields["labels"])
     return found
 
 

@@ -23,6 +23,7 @@ two places.
 """
 
 import hashlib
+import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -58,7 +59,10 @@ UNCLAIMED_ARTIFACTS = 24 * 3600
 
 _RELEASES_MAX = 900  # the queue takes attempt numbers up to 999
 _JOB = "stockade:job:"
-_SCRIPTS = ("create", "recall", "claim", "renew", "keep", "finish", "fail", "cancel", "delete", "sweep")
+_SCRIPTS = (
+    *("create", "recall", "get", "claim", "renew", "keep"),
+    *("finish", "fail", "cancel", "delete", "sweep"),
+)
 _FIELDS = (
     *("tenant", "state", "spec", "admission", "attempt", "created", "started", "finished", "result"),
     *("expires", "pool"),
@@ -230,10 +234,8 @@ class Store:
 
     def get(self, job_id: str, project: str | None = None) -> Job | None:
         """The job; None when there is none, it is not that project's, or its retention is over."""
-        job = self._stored(job_id)
-        if job is None or (project is not None and job.tenant != project):
-            return None
-        if job.expires_at is not None and job.expires_at.timestamp() <= time.time():
+        job = self._stored(job_id, project or "")
+        if job is not None and job.expires_at is not None and job.expires_at.timestamp() <= time.time():
             return None  # only waiting to be swept
         return job
 
@@ -356,10 +358,10 @@ class Store:
         content: Any = self.redis.hget(_artifacts(job_id, int(token)), path) if token else None
         return content  # type: ignore[no-any-return]
 
-    def _stored(self, job_id: str) -> Job | None:
-        """The job, whosesoever it is, even when its retention is over; None when there is none."""
-        found = dict(zip(_FIELDS, self.redis.hmget(_JOB + job_id, _FIELDS), strict=True))
-        return None if found["tenant"] is None else _job(job_id, found)
+    def _stored(self, job_id: str, project: str = "") -> Job | None:
+        """The job, even when its retention is over; None when there is none, or it is not that project's."""
+        values = self._run["get"]([_JOB + job_id], [project, *_FIELDS])
+        return None if values is None else _job(job_id, dict(zip(_FIELDS, values, strict=True)))
 
     def _earlier(self, answer: Sequence[Any]) -> Accepted | None:
         """The job that a key's earlier use made, as a script names it; None when it is gone."""
@@ -431,7 +433,7 @@ def _ended(kind: OutcomeKind, message: str) -> tuple[str, str, str]:
 
 
 def _labels(spec: JobSpec) -> str:
-    return spec.model_dump_json(include={"labels"})
+    return json.dumps(spec.labels)
 
 
 def _submits(answer: Sequence[int]) -> Submits | None:

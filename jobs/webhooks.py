@@ -3,7 +3,7 @@
     stockade:webhook:ID       hash: tenant, url, events (space separated), description, secret, old_secret,
                               old_until, state, reason, failing_since, dropped, created; times in ms
     stockade:webhooks:TENANT  sorted set of the project's webhooks by the time of their creation
-    stockade:webhook_tenants  set of the projects that have any
+    stockade:told             set of the projects that have any; workers read it too, for `jobs.news`
 
 What is sent to them, and what became of it, is in `jobs.deliveries`. Secrets are stored as they are, since messages
 are signed with them; they are in no model that is shown, and in no log.
@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 from redis import Redis
 
-from jobs.events import EventType
+from jobs.events import EventType, news_keys
 from jobs.scripts import script
 from policies.model import Frozen
 
@@ -28,7 +28,7 @@ WEBHOOKS_MAX = 20
 GRACE = 24 * 3600
 """Seconds after a secret's replacement in which messages are signed with the old one too."""
 
-WEBHOOK, TENANTS = "stockade:webhook:", "stockade:webhook_tenants"
+WEBHOOK, TOLD = "stockade:webhook:", "stockade:told"
 """Keys: before the id of a webhook; the set of projects that have any."""
 DUE = "stockade:webhook_due"
 """Key of the sorted set of webhooks by the time at which they have something to be sent."""
@@ -84,7 +84,7 @@ class Webhooks:
     ) -> tuple[Webhook, str] | None:
         """Make a webhook; it and its secret, which is not shown again. None when the project has its most."""
         webhook_id, secret = "wh_" + secrets.token_hex(12), new_secret()
-        keys = [WEBHOOK + webhook_id, _of(tenant), TENANTS]
+        keys = [WEBHOOK + webhook_id, _of(tenant), TOLD]
         about = [url, " ".join(events), description, secret]
         if not script(self._redis, "webhook_create")(keys, [webhook_id, tenant, WEBHOOKS_MAX, *about]):
             return None
@@ -119,17 +119,11 @@ class Webhooks:
 
     def delete(self, webhook_id: str, tenant: str) -> bool:
         """Remove a webhook, with all that waits and its log; False when the project has no such webhook."""
-        keys = [WEBHOOK + webhook_id, _of(tenant), TENANTS, DUE]
+        keys = [WEBHOOK + webhook_id, _of(tenant), TOLD, DUE, *news_keys(tenant)]
         return bool(script(self._redis, "webhook_delete")(keys, [webhook_id, tenant, "stockade:delivery:"]))
 
-    def told_of(self, tenants: Iterable[str]) -> dict[str, list[Wish]]:
-        """What the active webhooks of these projects want to be told, for the projects that have any."""
-        asked = sorted(set(tenants))
-        member: Any = self._redis.smismember(TENANTS, asked) if asked else []
-        having = [tenant for tenant, known in zip(asked, member, strict=True) if known]
-        return {tenant: self._wishes(tenant) for tenant in having}
-
-    def _wishes(self, tenant: str) -> list[Wish]:
+    def wishes(self, tenant: str) -> list[Wish]:
+        """What the project's active webhooks want to be told."""
         ids: Any = self._redis.zrange(_of(tenant), 0, -1)
         with self._redis.pipeline(transaction=False) as pipe:
             for each in ids:

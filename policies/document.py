@@ -126,7 +126,7 @@ def resolve(chain: Sequence[Written]) -> Resolved:
         for field, value in written.document.said.items():
             inside = isinstance(value, dict)
             said[field] = {**said.get(field, {}), **value} if inside else value
-            paths = [f"{field}.{name}" for name in value] if inside else [field]
+            paths = [f"{field}.{name}" for name in value] if inside and value else [field]
             origins |= dict.fromkeys(paths, written.document.name)
     if findings := [*_missing(chain[-1], said), *_out_of_order(chain, said, origins)]:
         raise PolicyError(findings)

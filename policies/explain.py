@@ -75,6 +75,9 @@ class Explanation(Frozen):
     violations: tuple[Violation, ...] = Field(
         description="Everything that is not allowed; empty when admitted."
     )
+    notes: tuple[str, ...] = Field(
+        default=(), description="What else is good to know, as sentences: nothing that refuses the job."
+    )
 
 
 def explain(

@@ -124,12 +124,6 @@ def fold(policy: Policy, scopes: Scopes) -> Effective:
     return Effective(policy, clamped)
 
 
-def within(policy: Policy, scope: str, bounds: Bounds) -> list[str]:
-    """Return the fields of `policy` that are more than `bounds` let through: none of an effective policy."""
-    narrow = fold(policy, [(scope, bounds)])
-    return sorted(narrow.clamped)
-
-
 def _narrowed(policy: Policy, bounds: Bounds) -> Iterator[tuple[str, Any]]:
     """Yield every field that `bounds` bound, with what they leave of it."""
     if bounds.ceilings is not None:

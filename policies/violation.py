@@ -81,14 +81,14 @@ def violations(error: ValidationError, model: type[BaseModel] | None = None) -> 
     faulty = {detail["loc"][:end] for detail in found for end in range(len(detail["loc"]))}
     # A tuple with a wrong item is also said to be too short: only its right items are counted.
     real = [item for item in found if item["type"] != "too_short" or item["loc"] not in faulty]
-    told = [_violation(detail["type"], detail["loc"], detail) for detail in real[:VIOLATIONS_MAX]]
+    told = [violation(detail["loc"], detail) for detail in real[:VIOLATIONS_MAX]]
     if model is None:
         return tuple(told)
     return tuple(
-        violation.model_copy(update={"allowed": _known(model, detail["loc"][:-1])})
+        each.model_copy(update={"allowed": _known(model, detail["loc"][:-1])})
         if detail["type"] == "extra_forbidden"
-        else violation
-        for violation, detail in zip(told, real, strict=False)
+        else each
+        for each, detail in zip(told, real, strict=False)
     )
 
 
@@ -108,7 +108,9 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(model_in, get_args(annotation))), None)
 
 
-def _violation(kind: str, location: Sequence[str | int], detail: Any) -> Violation:
+def violation(location: Sequence[str | int], detail: Any) -> Violation:
+    """Return what one of pydantic's error details says, about the field at `location`."""
+    kind: str = detail["type"]
     context = detail.get("ctx", {})
     field = field_path(location)
     got = None if kind == "missing" else shown(detail.get("input"))
@@ -149,7 +151,12 @@ _TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "int_parsing_size": "a whole number of 64 bits",
+    "int_parsing": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
+    "datetime_parsing": "a time as RFC 3339 writes it, with a time zone",
+    "datetime_from_date_parsing": "a time as RFC 3339 writes it, with a time zone",
+    "timezone_aware": "a time as RFC 3339 writes it, with a time zone",
     "finite_number": "a finite number",
     "bool_type": "true or false",
     "tuple_type": "a list",
@@ -171,6 +178,9 @@ def _explain(kind: str, context: dict[str, Any], fallback: str) -> tuple[JsonVal
         return "a value", "must be given"
     if kind == "extra_forbidden":
         return None, "is not a field that is known here"
+    if kind == "value_error":  # a plain ValueError of ours: a sentence
+        words = fallback.removeprefix("Value error, ")
+        return words.removeprefix("must be "), words
     return context.get("allowed"), fallback
 
 

@@ -30,6 +30,7 @@ def where(command: Callable[..., None]) -> Callable[..., None]:
     state = click.Path(file_okay=False, path_type=Path)
     command = click.option(
         "--state",
+        envvar="STOCKADE_STATE",
         type=state,
         default=Path("/var/lib/stockade"),
         show_default=True,

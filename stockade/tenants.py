@@ -155,6 +155,8 @@ def tenant_set(
     **budgets: tuple[Any] | None,
 ) -> None:
     """Change weight, budgets or bounds of TENANT, an organisation or a project. `none` takes a budget away."""
+    if weight is None and bounds is None and not no_bounds and not any(budgets.values()):
+        raise click.ClickException("nothing to change: name a weight, a budget or bounds")
     given = {budget: value[0] for budget, value in budgets.items() if value is not None}
     text = "{}" if no_bounds else None if bounds is None else _bounds(bounds)
     with connected(redis, state) as client:

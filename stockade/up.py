@@ -89,6 +89,7 @@ class UpOptions:
     image_host: bool = True
     policies: Path | None = None
     metrics: str = "127.0.0.1:9464"
+    webhook_allow: str = ""
     grace: float = 10.0
     images: Path | None = None
 
@@ -124,6 +125,7 @@ class Stack:
             policies=self.options.policies,
             metrics=self.options.metrics,
             pools=self.options.pools,
+            webhook_allow=self.options.webhook_allow,
             image_host=self.options.image_host,
             drain=max(0.0, self.options.grace - 2),
             **({"slots": self.options.slots} if self.options.slots else {}),

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
-from jobs.settings import OFF
+from jobs.settings import OFF, Settings
 from policies.policy import NAME_PATTERN
 from stockade import host, keys
 from stockade.children import ChildDied
@@ -21,6 +22,13 @@ def _pools(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     if wrong := [name for name in names if not re.fullmatch(NAME_PATTERN, name)]:
         raise click.BadParameter(f"{wrong[0]!r} is no name of a pool: use a-z, 0-9, '.', '_', '-'")
     return names
+
+
+def _networks(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    try:
+        return Settings(webhook_allow=value).webhook_allow
+    except ValidationError as error:
+        raise click.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 @click.command()
@@ -60,6 +68,13 @@ def _pools(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option(
     "--grace", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds to stop in, each."
 )
+@click.option(
+    "--webhook-allow",
+    callback=_networks,
+    envvar="STOCKADE_WEBHOOK_ALLOW",
+    default="",
+    help="Networks that webhooks may reach besides the public internet, with commas between: 127.0.0.0/8.",
+)
 def up(
     state: Path,
     listen: str,
@@ -70,6 +85,7 @@ def up(
     policies: Path | None,
     metrics: str,
     grace: float,
+    webhook_allow: str,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C: Valkey, launcher, worker and API."""
     host.require_root("up")
@@ -83,7 +99,16 @@ def up(
         host.require_reachable(policies, "the policies", fix)
     images = images and images.absolute()
     options = UpOptions(
-        claim_state(state), listen, slots, pools, image_host, policies, metrics, grace, images
+        claim_state(state),
+        listen,
+        slots,
+        pools,
+        image_host,
+        policies,
+        metrics,
+        grace=grace,
+        images=images,
+        webhook_allow=webhook_allow,
     )
     with host.locked(options.state):
         host.require_free(listen)

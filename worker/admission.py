@@ -15,7 +15,10 @@ from policies.isolation import Host
 from policies.loader import PolicySet
 from policies.offered import pinned
 from policies.policy import Policy
-from policies.scopes import PLATFORM, ScopeError, effective, within
+from policies.scopes import PLATFORM, ScopeError, effective, fold
+
+UNSAID = {"syscalls", "network", "capabilities"}
+"""What a job gets by its policy alone: where the platform leaves less of it, the job would not be what was admitted."""
 
 
 class NotAdmittedError(Exception):
@@ -34,22 +37,31 @@ class Policies:
         """Return the policy of this digest.
 
         Raises:
-            NotAdmittedError: it is not known, or is more than the platform of this worker allows.
+            NotAdmittedError: it is not known.
             redis.RedisError: it is not one of this worker's own documents, and Redis is not there.
         """
         current = self._source.current
         policy = self._own_of(current).get(digest) or self._versions.load(digest)
         if policy is None:
             raise NotAdmittedError(f"This worker knows no policy of the digest {digest[:80]}.")
+        return policy
+
+    def narrowed(self, policy: Policy) -> Policy:
+        """Return what the platform of this worker, as it now is, leaves of a policy.
+
+        Raises:
+            NotAdmittedError: nothing, or less of what a job runs with that no admission tells (`UNSAID`).
+        """
+        platform = self._source.current.platform
         try:
-            over = within(policy, PLATFORM, current.platform)
+            narrow = fold(policy, [(PLATFORM, platform)])
         except ScopeError as error:
             raise NotAdmittedError(f"The platform of this worker refuses the policy: {error}.") from error
-        if over:
+        if over := sorted(UNSAID & set(narrow.clamped)):
             fields = ", ".join(over)
             message = f"The policy {policy.name} is more than the platform of this worker allows: {fields}."
             raise NotAdmittedError(message)
-        return policy
+        return narrow.policy
 
     def _own_of(self, current: PolicySet) -> dict[str, Policy]:
         """The worker's own policies under its platform; computed once for each reading of the documents."""
@@ -76,20 +88,36 @@ def admitted_again(job: Job, policies: Policies, image_host: bool) -> tuple[Poli
     if policy.name != job.spec.policy:
         message = f"The job names the policy {job.spec.policy}; it was admitted under {policy.name}."
         raise NotAdmittedError(message)
+    admission = _admitted(job, policy, image_host)
+    if admission != job.admission:
+        raise NotAdmittedError(
+            f"The stored admission is not that of the policy {policy.name}: {_differing(admission, job)} differ."
+        )
+    narrow = policies.narrowed(policy)
+    if (
+        narrow.digest != policy.digest
+    ):  # the platform was narrowed since: it is this job that has to fit, not others
+        now = _admitted(job, narrow, image_host).model_copy(update={"policy_digest": policy.digest})
+        if now != admission:
+            raise NotAdmittedError(
+                f"The platform of this worker allows the job less than it was admitted with: {_differing(now, job)}."
+            )
+    return narrow, admission
+
+
+def _admitted(job: Job, policy: Policy, image_host: bool) -> Admission:
+    images = None
+    if job.spec.image != HOST_IMAGE:
+        images = pinned(job.spec.image, job.admission.image_digest)
     try:
-        images = None
-        if job.spec.image != HOST_IMAGE:
-            images = pinned(job.spec.image, job.admission.image_digest)
-        admission = admit(job.spec, policy, host_image=image_host, images=images)
+        return admit(job.spec, policy, host_image=image_host, images=images)
     except AdmissionError as error:
         raise NotAdmittedError(f"The policy {policy.name} does not allow this job: {error}.") from error
-    if admission != job.admission:
-        stored = dict(job.admission)
-        other = ", ".join(field for field, value in admission if value != stored[field])
-        raise NotAdmittedError(
-            f"The stored admission is not that of the policy {policy.name}: {other} differ."
-        )
-    return policy, admission
+
+
+def _differing(admission: Admission, job: Job) -> str:
+    stored = dict(job.admission)
+    return ", ".join(field for field, value in admission if value != stored[field])
 
 
 def demand_floor(policy: Policy, host: Host) -> None:

@@ -1,4 +1,4 @@
--- needs: clock
+-- needs: clock waiting
 -- Take deliveries that are due, at most one of each webhook, the one first that has waited longest for its turn.
 -- A claimed delivery is due again when the lease ends: what a claimer that died did not settle is sent once more.
 -- KEYS 1 zset stockade:webhook_due   webhook id -> when it has something to be sent, or had its last turn, ms
@@ -10,6 +10,13 @@ local now = clock()
 local busy = {}
 for n = 6, #ARGV do busy[ARGV[n]] = true end
 
+-- It is not pending any more.
+local function leave(id, hook, delivery)
+  redis.call('ZREM', ARGV[4] .. id .. ':due', delivery)
+  redis.call('ZREM', ARGV[4] .. id .. ':pending', delivery)
+  waits_no_more(hook[7], delivery)
+end
+
 -- The delivery of this webhook that is due, marked as being tried; nil when there is none.
 local function take(id, hook)
   local due = ARGV[4] .. id .. ':due'
@@ -17,11 +24,9 @@ local function take(id, hook)
     local key = ARGV[5] .. delivery
     local found = redis.call('HMGET', key, 'body', 'tries', 'begun')
     if not found[1] then  -- it expired
-      redis.call('ZREM', due, delivery)
-      redis.call('ZREM', ARGV[4] .. id .. ':pending', delivery)
+      leave(id, hook, delivery)
     elseif found[2] - found[3] >= tonumber(ARGV[3]) then  -- every try was cut off: settle.lua never saw the last
-      redis.call('ZREM', due, delivery)
-      redis.call('ZREM', ARGV[4] .. id .. ':pending', delivery)
+      leave(id, hook, delivery)
       redis.call('HSET', key, 'state', 'dead')
       redis.call('ZADD', ARGV[4] .. id .. ':dead', redis.call('HGET', key, 'number'), delivery)
     else
@@ -39,7 +44,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', whole(now), 'LI
   if #answer > most then break end
   if not busy[id] then
     local hook = redis.call('HMGET', ARGV[4] .. id, 'state', 'url', 'secret', 'old_secret', 'old_until',
-      'failing_since')
+      'failing_since', 'tenant')
     if hook[1] == 'active' then answer[#answer + 1] = take(id, hook) end
     local first = redis.call('ZRANGE', ARGV[4] .. id .. ':due', 0, 0, 'WITHSCORES')
     if hook[1] == 'active' and first[1] then

@@ -1,4 +1,4 @@
--- needs: clock
+-- needs: clock waiting
 -- Write down what became of one try of a delivery.
 -- KEYS 1 hash stockade:webhook:ID
 --      2 hash stockade:delivery:ID
@@ -10,7 +10,7 @@
 -- Returns the webhook's state: '' when it or the delivery is gone, or the try is not the latest (its lease ended and
 -- another has begun) and no success.
 local now = clock()
-local hook, found = redis.call('HMGET', KEYS[1], 'state', 'failing_since'), redis.call('HMGET', KEYS[2], 'state',
+local hook, found = redis.call('HMGET', KEYS[1], 'state', 'failing_since', 'tenant'), redis.call('HMGET', KEYS[2], 'state',
   'tries', 'number')
 if not hook[1] or found[1] ~= 'pending' then return '' end
 if found[2] ~= ARGV[3] and ARGV[5] ~= 'delivered' then return '' end
@@ -39,6 +39,7 @@ local function file(kept)
   redis.call('HSET', KEYS[2], 'state', kept)
   redis.call('ZREM', KEYS[1] .. ':due', ARGV[2])
   redis.call('ZREM', KEYS[1] .. ':pending', ARGV[2])
+  waits_no_more(hook[3], ARGV[2])
   redis.call('ZADD', log, found[3], ARGV[2])
   local surplus = redis.call('ZCARD', log) - ARGV[8]
   if surplus <= 0 then return end

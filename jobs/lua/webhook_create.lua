@@ -2,7 +2,7 @@
 -- Make a webhook, unless the project has as many as it may.
 -- KEYS 1 hash stockade:webhook:ID (fields: jobs/webhooks.py)
 --      2 zset stockade:webhooks:TENANT   webhook id -> time of creation, ms
---      3 set  stockade:webhook_tenants   projects that have webhooks
+--      3 set  stockade:told              projects that have webhooks
 -- ARGV 1 id  2 project  3 most  4 url  5 events  6 description  7 secret
 -- Returns 1 when it is there, 0 when there are too many.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 1 end

@@ -15,9 +15,10 @@ from standardwebhooks import Webhook as Verifier
 from api.delivery import Dispatcher
 from api.egress import Egress
 from jobs.deliveries import Deliveries, Delivery
-from jobs.events import STREAM, EventType
+from jobs.events import EventType
 from jobs.settings import Settings
 from jobs.webhooks import Webhook, Webhooks
+from tests.news import announce
 
 PATIENCE = 20.0  # seconds after which what was to come counts as missing, on a busy machine
 TENANT = "tenant_a"
@@ -137,15 +138,10 @@ class Hub:
         assert made is not None
         return made
 
-    def emit(self, job: str, state: str = "finished", tenant: str = TENANT, **more: Any) -> None:
-        """An event, as the store's scripts write it."""
-        seconds, microseconds = self.redis.time()
-        fields = {"job": job, "tenant": tenant, "state": state, "attempt": 1}
-        fields |= {
-            "outcome": "exited" if state == "finished" else "",
-            "at": seconds * 1000 + microseconds // 1000,
-        }
-        self.redis.xadd(STREAM, fields | more)
+    def emit(self, job: str, state: str = "finished", tenant: str = TENANT, **more: int) -> None:
+        """An event, written by what the store's scripts write it with."""
+        outcome = "exited" if state == "finished" else ""
+        announce(self.redis, job, tenant, state, outcome=outcome, **more)
 
     def log(self, webhook: Webhook) -> list[Delivery]:
         """The webhook's deliveries, the latest first."""

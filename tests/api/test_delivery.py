@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from standardwebhooks import WebhookVerificationError
 
-from api.delivery import AT_ONCE, GROUP
+from api.delivery import AT_ONCE
 from jobs import deliveries
-from jobs.deliveries import DeliveryState
-from jobs.events import STREAM, EventType
+from jobs.deliveries import DeliveryState, Message
+from jobs.events import EventType, news_keys
+from jobs.news import BATCH, Batch, News
 from jobs.settings import Settings
 from jobs.store import connect
 from jobs.webhooks import WebhookState
 from tests.api.receiver import TENANT, Hub, Receiver, receivers, until
+from tests.news import announce
 
 MakeReceiver = Callable[..., Receiver]
 
@@ -150,17 +152,27 @@ def test_a_sender_that_dies_is_followed_by_another(hub: Hub, receiver: MakeRecei
 
 
 def test_an_event_that_a_dead_process_had_read_is_told(hub: Hub, receiver: MakeReceiver) -> None:
-    """What a member of the group read and did not acknowledge is taken over, and told once."""
+    """What it took and did not tell is taken by another when the lease ends, and told once."""
     told = receiver()
     hook, _ = hub.hook(told.url)
-    hub.redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
     hub.emit("job_1")
-    assert hub.redis.xreadgroup(GROUP, "dead", {STREAM: ">"})
-    hub.dispatch_until(
-        lambda: hub.log(hook) and hub.log(hook)[0].state is DeliveryState.DELIVERED, abandoned=0.0
-    )
+    assert isinstance(News(hub.redis, lease=0.1).take(), Batch)
+    hub.dispatch_until(lambda: hub.log(hook) and hub.log(hook)[0].state is DeliveryState.DELIVERED)
     assert [each.job for each in hub.log(hook)] == ["job_1"]
-    assert hub.redis.xpending(STREAM, GROUP)["pending"] == 0
+    assert hub.redis.exists(news_keys(TENANT)[0]) == 0
+
+
+def test_one_project_s_flood_delays_nobody_else(hub: Hub, receiver: MakeReceiver) -> None:
+    """A thousand events of one, and many of one without webhooks, do not come before a single one of another."""
+    told = receiver()
+    hub.hook("https://nowhere.invalid/", *EventType, tenant="tenant_b")
+    hook, _ = hub.hook(told.url)
+    announce(hub.redis, "job_many", "tenant_b", "queued", times=1000)
+    announce(hub.redis, "job_more", "tenant_c", "queued", times=1000)
+    hub.emit("job_mine")
+    hub.dispatch_until(lambda: hub.log(hook))
+    number = hub.redis.hget(f"stockade:delivery:{hub.log(hook)[0].id}", "number")
+    assert number is not None and int(number) <= BATCH + 1
 
 
 def test_several_processes_send_each_message_once(hub: Hub, receiver: MakeReceiver) -> None:
@@ -227,7 +239,7 @@ def test_gone_pauses_the_webhook_and_what_waits_is_kept(hub: Hub, receiver: Make
     paused = hub.webhooks.get(hook.id, TENANT)
     assert paused is not None
     assert (paused.state, paused.reason) == (WebhookState.PAUSED, "It answered 410 Gone.")
-    assert not hub.deliveries.create(hook.id, "msg_x", "job.finished", "job_2", b"{}")
+    assert not hub.deliveries.create(Message(hook.id, "msg_x", "job.finished", "job_2", b"{}"))
     resumed = hub.webhooks.change(hook.id, TENANT, {"state": "active"})
     assert resumed is not None
     assert (resumed.state, resumed.reason, resumed.failing_since) == (WebhookState.ACTIVE, None, None)
@@ -282,13 +294,14 @@ def test_the_answer_that_is_kept_is_small(hub: Hub, receiver: MakeReceiver) -> N
 
 
 def test_dispatching_survives_an_emptied_redis(hub: Hub, receiver: MakeReceiver) -> None:
-    """When the stream and its group are gone, they are made again, and what comes then is told."""
+    """What comes then is told."""
     told = receiver()
 
     async def run() -> None:
         async with hub.dispatching():
+            hub.hook(told.url)
             hub.emit("job_0")
-            await until(lambda: hub.redis.xinfo_groups(STREAM))
+            await until(lambda: not hub.redis.exists(news_keys(TENANT)[0]))
             hub.redis.flushdb()
             hub.hook(told.url)
             hub.emit("job_1")
@@ -301,7 +314,7 @@ def test_an_entry_that_is_no_event_is_passed_over(hub: Hub, receiver: MakeReceiv
     """What nobody understands does not keep others from being told."""
     told = receiver()
     hub.hook(told.url)
-    hub.redis.xadd(STREAM, {"nonsense": "1"})
+    hub.redis.xadd(news_keys(TENANT)[1], {"nonsense": "1"})
     hub.emit("job_x", state="dreaming")
     hub.emit("job_1")
     hub.dispatch_until(lambda: told.requests)
@@ -318,16 +331,3 @@ def test_an_idle_dispatcher_writes_nothing(hub: Hub) -> None:
 
     asyncio.run(run())
     assert hub.redis.keys("*") == []
-
-
-def test_no_process_stays_in_the_group_when_it_stops(hub: Hub) -> None:
-    """A service that is restarted a thousand times leaves no thousand members."""
-    hub.emit("job_1")
-
-    def handled() -> bool:
-        """What was read is acknowledged: who stops in the middle stays, so that another can take it over."""
-        groups: Any = hub.redis.xinfo_groups(STREAM)
-        return bool(groups) and groups[0]["last-delivered-id"] != b"0-0" and groups[0]["pending"] == 0
-
-    hub.dispatch_until(handled)
-    assert hub.redis.xinfo_consumers(STREAM, GROUP) == []

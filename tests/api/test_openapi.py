@@ -270,6 +270,7 @@ def provoke_refusals(
     for method, address in ADDRESSES:
         client.request(method, address, headers={"Authorization": "Bearer nothing"})
         client.request(method, address, json=BODIES.get(address) if method == "POST" else None)
+        client.request(method, f"{address}?nonsense=1")
         for scope in others:
             client.request(method, address, headers=scope)
     client.get("/v1/jobs/job_1?wait=-1")

@@ -9,7 +9,7 @@ import redis
 
 from api.webhooks import PAGE_MAX
 from jobs import keys, tenants
-from jobs.deliveries import Deliveries
+from jobs.deliveries import Deliveries, Message
 from jobs.job import Tenant
 from jobs.keys import Scope
 from jobs.settings import Settings
@@ -110,6 +110,24 @@ def test_changes_need_the_scope_admin(
         assert admin.get("/v1/webhooks").status_code == 403
 
 
+def test_who_may_not_read_has_nothing_told_to_an_address_of_its_own(
+    served: Any, client: httpx.Client, hook: dict[str, Any], redis_client: redis.Redis, tenant: Tenant
+) -> None:
+    """A key with `admin` alone makes, aims, tests and redelivers nothing, and is told which scope it lacks."""
+    delivery = client.post(address(hook, ":test")).json()["id"]
+    with served.client(keys.create_key(redis_client, tenant, scopes=[Scope.ADMIN])) as admin:
+        refused = [
+            admin.post("/v1/webhooks", json={"url": URL}),
+            admin.patch(address(hook), json={"url": URL + "/mine"}),
+            admin.post(address(hook, ":test")),
+            admin.post(address(hook, f"/deliveries/{delivery}:redeliver")),
+        ]
+        assert {each.status_code for each in refused} == {403}
+        assert {each.json()["detail"] for each in refused} == {"This API key lacks the scope `read`."}
+        assert client.get("/v1/webhooks").json()["webhooks"][0]["url"] == URL
+        assert admin.delete(address(hook)).status_code == 200
+
+
 def test_another_project_sees_nothing(
     served: Any, client: httpx.Client, hook: dict[str, Any], redis_client: redis.Redis
 ) -> None:
@@ -197,7 +215,7 @@ def test_deliveries_are_paged_and_filtered(
     store = Deliveries(redis_client)
     webhook = hook["webhook"]["id"]
     for number in range(7):
-        store.create(webhook, f"msg_{number}", "job.finished", f"job_{number}", b"{}")
+        store.create(Message(webhook, f"msg_{number}", "job.finished", f"job_{number}", b"{}"))
     seen, cursor = [], None
     while True:
         query = {"limit": 3} | ({"cursor": cursor} if cursor else {})

@@ -82,7 +82,14 @@ def test_ctrl_c_cancels_the_job_that_is_followed(service: Service) -> None:
         "--",
         *program,
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+
+    def interruptible() -> None:
+        """As at a terminal; what runs in the background is started with the signal ignored."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=interruptible
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"started\n"
         process.send_signal(signal.SIGINT)

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from redis import Redis
+from redis.connection import AbstractConnection
 
 from jobs import deliveries, events
-from jobs.deliveries import Deliveries, DeliveryState, Try
+from jobs.deliveries import Deliveries, DeliveryState, Message, Try
 from jobs.events import EventType
 from jobs.settings import Settings
 from jobs.store import connect
@@ -40,7 +42,7 @@ def hook(redis: Redis) -> str:
 def put(store: Deliveries, webhook: str, *names: str) -> None:
     """Make deliveries of these names."""
     for name in names:
-        assert store.create(webhook, name, "job.finished", "job_1", b"{}")
+        assert store.create(Message(webhook, name, "job.finished", "job_1", b"{}"))
 
 
 def tried(status: int | None) -> Try:
@@ -98,17 +100,76 @@ def test_a_delivery_whose_every_try_is_cut_off_is_dead(redis: Redis) -> None:
     assert store.page(webhook, 10)[0][0].state is DeliveryState.DEAD
 
 
-def test_what_waits_is_bounded_and_what_is_not_told_is_counted(
-    redis: Redis, store: Deliveries, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A receiver that is away for long costs so much memory and no more, and its owner sees that."""
-    monkeypatch.setattr(deliveries, "PENDING_MAX", 2)
-    webhook = hook(redis)
-    put(store, webhook, "a", "b")
-    assert not store.create(webhook, "c", "job.finished", "job_1", b"{}")
+def dropped(redis: Redis, webhook: str) -> int:
+    """How many messages of a webhook were never made."""
     found = Webhooks(redis).get(webhook, TENANT)
     assert found is not None
-    assert (found.waiting, found.dropped) == (2, 1)
+    return found.dropped
+
+
+def waiting(redis: Redis) -> dict[bytes, bytes]:
+    """What the project's account of what waits has."""
+    found: dict[bytes, bytes] = redis.hgetall(f"stockade:webhook_waiting:{TENANT}")
+    return found
+
+
+@pytest.mark.parametrize(("bound", "most"), [("PENDING_MAX", 3), ("PENDING_BYTES", 7)])
+def test_what_waits_is_bounded_and_what_is_not_told_is_counted(
+    redis: Redis, store: Deliveries, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+) -> None:
+    """Receivers that are away for long cost a project so much memory and no more, and their owner sees that."""
+    monkeypatch.setattr(deliveries, bound, most)
+    monkeypatch.setattr(deliveries, "PENDING_SHARE", 1)
+    away, other = hook(redis), hook(redis)
+    put(store, away, "a", "b", "c")
+    more = [Message(away, name, "job.finished", "job_1", b"{}") for name in ("a", "d", "e")]
+    assert store.create_all(more) == [True, False, False]
+    put(store, other, "f")  # one that is away does not silence the others
+    assert not store.create(Message(other, "g", "job.finished", "job_1", b"{}"))
+    assert (dropped(redis, away), dropped(redis, other)) == (2, 1)
+    for _ in range(2):
+        for claim in store.claim(10)[0]:
+            store.settle(claim, tried(200))
+    put(store, other, "h")
+
+
+def test_what_waits_no_more_makes_room(redis: Redis, store: Deliveries) -> None:
+    """However it ends: delivered, dead, expired, cut off or with its webhook; and once however often it is begun."""
+    webhook, other = hook(redis), hook(redis)
+    put(store, webhook, "a", "b")
+    put(store, other, "c")
+    assert waiting(redis) == {b"a": b"2", b"b": b"2", b"c": b"2", b"total": b"6"}
+    redis.delete("stockade:delivery:b")
+    for claim in store.claim(10)[0]:
+        store.settle(claim, tried(200))
+    assert store.claim(10)[0] == []
+    assert waiting(redis) == {}
+    for _ in range(2):
+        assert store.redeliver(webhook, "a", TENANT)
+    assert waiting(redis) == {b"a": b"2", b"total": b"2"}
+    assert [len(Deliveries(redis, schedule=(), lease=0.0).claim(10)[0]) for _ in range(2)] == [1, 0]
+    assert waiting(redis) == {}
+    put(store, other, "d")
+    assert Webhooks(redis).delete(other, TENANT)
+    assert waiting(redis) == {}
+
+
+def test_many_are_made_in_one_exchange(
+    redis: Redis, store: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in one for each: nobody else's wait for so many round trips."""
+    webhook = hook(redis)
+    sent: list[int] = []
+    send = AbstractConnection.send_packed_command
+
+    def counted(*args: Any, **more: Any) -> None:
+        sent.append(1)
+        send(*args, **more)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+    made = store.create_all(Message(webhook, f"m{n}", "job.finished", "j", b"{}") for n in range(50))
+    assert made == [True] * 50
+    assert 1 <= len(sent) <= 3  # whether the script is known, its text, and the fifty
 
 
 def test_the_log_is_bounded(redis: Redis, store: Deliveries, monkeypatch: pytest.MonkeyPatch) -> None:

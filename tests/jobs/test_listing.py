@@ -22,7 +22,7 @@ START = 1_760_000_000_000  # ms
 
 def put(redis: Redis, project: str, job_id: str, created: int, state: str = "queued") -> None:
     """A job as the store writes it, as far as a list reads it, created at that time."""
-    fields = {"tenant": project, "state": state, "attempt": 0, "created": created, "labels": '{"labels":{}}'}
+    fields = {"tenant": project, "state": state, "attempt": 0, "created": created, "labels": "{}"}
     redis.hset(f"stockade:job:{job_id}", mapping={**fields, "policy": "default", "pool": "default"})
     redis.zadd(f"stockade:jobs:{project}", {job_id: created})
 

@@ -93,7 +93,7 @@ def warm_up(up: Up) -> None:
     with up.client() as client:
         sent = [client.post("/v1/jobs", json={"command": ["sleep", "0.5"]}) for _ in range(3 * SLOTS)]
         for answer in sent:
-            up.finished(client, answer.raise_for_status().json()["id"])
+            up.finished(answer.raise_for_status().json()["id"])
 
 
 def wait_for_all(redis: Redis, jobs: int) -> list[dict[bytes, bytes]]:

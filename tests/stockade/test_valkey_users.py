@@ -245,7 +245,11 @@ def test_a_worker_knows_no_keys(clients: dict[User, Redis], project: Tenant, com
 
 
 @pytest.mark.parametrize(
-    "name", ["job:x", "queued", "workers", "window:x", "turn:x", "events", "live:x", "due", "delivered:x"]
+    "name",
+    [
+        *("job:x", "queued", "workers", "window:x", "turn:x", "events", "live:x"),
+        *("told", "news", "news:x", "missed:x", "due", "delivered:x"),
+    ],
 )
 def test_what_is_about_jobs_is_open_to_api_and_worker(clients: dict[User, Redis], name: str) -> None:
     """Every name of ours but those of keys, tenants, webhooks and what is delivered to them."""

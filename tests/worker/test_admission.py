@@ -122,13 +122,34 @@ def test_a_policy_over_the_workers_own_platform_is_refused(
     workshop = workshop_of(store, launcher, tmp_path, platform="ceilings: {pids: 100}\npolicies: [d*]\n")
     PolicyVersions(store.redis).publish(WIDE)
     told = refusal(claim(WIDE, command={"argv": ["true"], "limits": {"pids": 2000}}), workshop, launcher)
-    assert "ceilings.pids" in told
+    assert "pids of 2000 is over" in told
     strict = load_policies()["strict"]
     PolicyVersions(store.redis).publish(strict)
     assert "may not be used" in refusal(claim(command=["true"], policy="strict"), workshop, launcher)
     fits = effective(NARROW, [("platform", Bounds.model_validate({"ceilings": {"pids": 100}}))])
     PolicyVersions(store.redis).publish(fits)
     assert run_attempt(claim(fits, command=["true"]), workshop, Stop()).outcome.succeeded
+
+
+def test_a_platform_that_was_narrowed_refuses_the_jobs_that_no_longer_fit(
+    store: Store, claim: Claim, launcher: FakeLauncher, tmp_path: Path
+) -> None:
+    """Not every job that waits under the policy: what a job was admitted with counts, not what it might have had."""
+    workshop = workshop_of(store, launcher, tmp_path, platform="ceilings: {memory: 300MiB}\n")
+    PolicyVersions(store.redis).publish(DEFAULT)
+    large = claim(command={"argv": ["true"], "limits": {"memory": "512MiB"}})
+    assert "memory" in refusal(large, workshop, launcher)
+    assert run_attempt(claim(command=["true"]), workshop, Stop()).outcome.succeeded
+
+
+def test_a_platform_that_takes_what_no_admission_tells_refuses(
+    store: Store, claim: Claim, launcher: FakeLauncher, tmp_path: Path
+) -> None:
+    """A job does not run with fewer capabilities, or a stricter filter, than it was admitted with."""
+    PolicyVersions(store.redis).publish(DEFAULT)
+    workshop = workshop_of(store, launcher, tmp_path, platform="syscalls: strict\ncapabilities: [CHOWN]\n")
+    told = refusal(claim(command=["true"]), workshop, launcher)
+    assert "capabilities, syscalls" in told
 
 
 def test_the_workers_own_policies_need_no_redis(

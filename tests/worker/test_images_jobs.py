@@ -233,6 +233,7 @@ def test_a_damaged_layer_is_quarantined_and_can_come_back(
     assert len(os.listdir(store.directory / "quarantine")) == 1, (
         "kept to be looked at while the image is there"
     )
+    collect.remove(store, reference.parse("kept:1"))
 
 
 def test_what_the_image_says_applies_and_the_request_overrides(

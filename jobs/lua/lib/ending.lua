@@ -8,10 +8,16 @@
 --   hash   stockade:artifacts:ID:TOKEN   what the attempt of that token collected: path -> content
 --   stream stockade:audit:PROJECT:jobs   what its audit log has about jobs (jobs/audit.py)
 --   stream stockade:events       every change of a job's state: job, tenant, state, outcome, attempt, at
+--   set    stockade:told         projects that have webhooks; what follows is only of these (jobs/news.py)
+--   stream stockade:news:PROJECT its events that its webhooks are still to be told of
+--   hash   stockade:missed:PROJECT   state -> events that came when too many waited there
+--   zset   stockade:news         projects that have news -> when their turn is, ms
+--   channel stockade:news        projects that have news and had none
 --   channel stockade:finished    ids of jobs that end
 --   hash   stockade:metrics      counters (jobs/metrics.py); here jobs_finished_total|KIND|POOL
 local BACKSTOP = 86400000  -- ms after which an expired job vanishes by itself if nobody sweeps
 local EVENTS = 100000
+local NEWS = 20000
 local ENTRIES = 10000
 local LATE = {
   deadline_exceeded = 'Its deadline came before it was started.',
@@ -25,9 +31,19 @@ local function record(project, actor, action, about)
     action, 'about', about)
 end
 
+-- Write down a change of a job's state: for everyone, and once more for the webhooks of its project, if it has any.
 local function announce(id, project, state, outcome, attempt, now)
-  redis.call('XADD', 'stockade:events', 'MAXLEN', '~', EVENTS, '*', 'job', id, 'tenant', project, 'state', state,
-    'outcome', outcome, 'attempt', attempt, 'at', whole(now))
+  local event = {'job', id, 'tenant', project, 'state', state, 'outcome', outcome, 'attempt', attempt, 'at', whole(now)}
+  redis.call('XADD', 'stockade:events', 'MAXLEN', '~', EVENTS, '*', unpack(event))
+  if redis.call('SISMEMBER', 'stockade:told', project) == 0 then return end
+  if redis.call('XLEN', 'stockade:news:' .. project) < NEWS then
+    redis.call('XADD', 'stockade:news:' .. project, '*', unpack(event))
+  else
+    redis.call('HINCRBY', 'stockade:missed:' .. project, state, 1)
+  end
+  if redis.call('ZADD', 'stockade:news', 'NX', whole(now), project) == 1 then
+    redis.call('PUBLISH', 'stockade:news', project)
+  end
 end
 
 -- Why a job that has not started may not start any more; nil when it may.
