@@ -61,7 +61,9 @@ class Job(Frozen):
     id: str = Field(description="Identifier.")
     tenant: str = Field(description="Identifier of the tenant whose it is.")
     state: JobState = Field(description="Where it is on its way.")
-    spec: JobSpec = Field(description="What was asked.")
+    spec: JobSpec = Field(
+        description="What was asked; once it is finished, without the contents of files and standard input."
+    )
     admission: Admission = Field(description="What the policy decided about it.")
     attempt: Annotated[int, Strict(), Ge(0)] = Field(
         default=0, description="How often its execution was begun; more than once only where we failed."

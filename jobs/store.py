@@ -7,6 +7,7 @@ A job is one hash, `stockade:job:ID`:
     attempt     how often its execution was begun
     pool        the Celery queue that it goes through
     spec, admission, result     JSON of `JobSpec`, `Admission`, `JobResult`
+    kept, sizes what becomes of the spec when the job ends, and its files' sizes (`jobs/kept.py`), where it has contents
     labels, outcome, policy     parts of these, so that a list of jobs need not read the whole
     retention   ms that it is kept after its end; expires: when that is
     created, started, finished, starts_by, ends_by      ms since the epoch, by the server's clock
@@ -38,6 +39,7 @@ from redis.retry import Retry
 
 from jobs.clock import instant
 from jobs.job import ATTEMPTS_MAX, Attempt, Job, JobResult, JobState
+from jobs.kept import without_contents
 from jobs.metrics import metrics
 from jobs.outcome import Outcome, OutcomeKind
 from jobs.scripts import script
@@ -400,6 +402,7 @@ def create_call(
         *(_labels(spec), admission.policy),
         _digest(idempotency.body) if idempotency else "",
         actor,
+        *without_contents(spec),
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, JsonValue, ValidationError
 from redis import Redis
 
+from jobs.kept import as_asked
 from jobs.spec import JobSpec
 from jobs.tenant_bounds import TenantBounds
 from policies.admission import Admission, AdmissionError, admit
@@ -66,12 +67,12 @@ def _last_jobs(redis: Redis, project: str, last: int) -> Iterator[tuple[str, Job
     for start in range(0, len(ids), BATCH):
         with redis.pipeline(transaction=False) as pipe:
             for each in ids[start : start + BATCH]:
-                pipe.hget(_JOB + each.decode(), "spec")
+                pipe.hmget(_JOB + each.decode(), "spec", "sizes")
             stored = pipe.execute()
-        for each, spec in zip(ids[start : start + BATCH], stored, strict=True):
+        for each, (spec, sizes) in zip(ids[start : start + BATCH], stored, strict=True):
             try:
                 if spec is not None:  # else it has been deleted meanwhile
-                    yield each.decode(), JobSpec.model_validate_json(spec)
+                    yield each.decode(), as_asked(spec, sizes)
             except ValidationError:  # of a version that took other requests
                 continue
 

@@ -5,7 +5,8 @@
 --      2 hash   stockade:idempotency:PROJECT:SHA-256 of the caller's key, if it sent one
 -- ARGV 1 id  2 project  3 spec JSON  4 admission JSON  5 retention, ms  6 pool  7 priority class, 0 first
 --      8 max_queue_time, ms  9 deadline, ms since the epoch, or ''  10 labels JSON  11 policy's name
---      12 SHA-256 of the body  13 who asked, for the audit log
+--      12 SHA-256 of the body  13 who asked, for the audit log  14 what of the spec is kept after its end, '' for all
+--      15 sizes of its files then
 -- Returns {'created', ms (server clock), jobs of its own that go before it or -1 when it is released, RATE};
 -- {'again', id, RATE} when the idempotency key was used with the same body; {'mismatch', id, RATE} when with another;
 -- {'over', budget, tenant, limit, used, ms to wait, RATE} when a budget is used up; {'gone'} when there is no such
@@ -33,6 +34,7 @@ local function enter()
     'retention', ARGV[5], 'created', whole(now), 'pool', pool, 'starts_by', whole(starts_by), 'labels', ARGV[10],
     'policy', ARGV[11])
   if ARGV[9] ~= '' then redis.call('HSET', KEYS[1], 'ends_by', ARGV[9]) end
+  if ARGV[14] ~= '' then redis.call('HSET', KEYS[1], 'kept', ARGV[14], 'sizes', ARGV[15]) end
   if KEYS[2] then
     redis.call('HSET', KEYS[1], 'idempotency', KEYS[2])
     redis.call('HSET', KEYS[2], 'job', id, 'body', ARGV[12])

@@ -98,6 +98,11 @@ local function conclude(id, job, ending, charge, now)
   charge = charge or {0, 0, 0, 0}
   redis.call('HSET', key, 'state', 'finished', 'result', ending[3], 'outcome', ending[2], 'finished', whole(now),
     'expires', whole(expires), 'artifact_bytes', charge[4])
+  local kept = redis.call('HGET', key, 'kept')
+  if kept then
+    redis.call('HSET', key, 'spec', kept)
+    redis.call('HDEL', key, 'kept')
+  end
   redis.call('PEXPIRE', key, whole(job.retention + BACKSTOP))
   if job.idempotency then redis.call('PEXPIRE', job.idempotency, whole(job.retention)) end
   redis.call('ZADD', 'stockade:expiry', whole(expires), id)
