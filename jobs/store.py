@@ -61,7 +61,7 @@ _RELEASES_MAX = 900  # the queue takes attempt numbers up to 999
 _JOB = "stockade:job:"
 _SCRIPTS = (
     *("create", "recall", "get", "claim", "renew", "keep"),
-    *("finish", "fail", "cancel", "delete", "sweep"),
+    *("room", "finish", "fail", "cancel", "delete", "sweep"),
 )
 _FIELDS = (
     *("tenant", "state", "spec", "admission", "attempt", "created", "started", "finished", "result"),
@@ -339,6 +339,11 @@ class Store:
         subscription: PubSub = self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         subscription.subscribe(CANCEL_CHANNEL)
         return subscription
+
+    def artifact_room(self, project: str) -> int | None:
+        """Bytes of artifacts that the project may still have by its and its organisation's budget; None: any."""
+        room = self._run["room"]([], [project])
+        return None if room is None else int(room)
 
     def put_artifact(self, attempt: Attempt, path: str, content: bytes) -> None:
         """Keep a collected file. It can be fetched once the attempt has finished the job.

@@ -15,20 +15,15 @@ from jobs.keys import ApiKeyError
 from jobs.settings import Settings, SettingsError
 from jobs.store import connect
 from jobs.tenants import TenantError
+from stockade import host
 from stockade.valkey_users import User, Users
 
 
 def where(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which Redis is meant."""
-    state = click.Path(file_okay=False, path_type=Path)
-    command = click.option(
-        "--state",
-        envvar="STOCKADE_STATE",
-        type=state,
-        default=Path("/var/lib/stockade"),
-        show_default=True,
-        help="State directory of the running `stockade up`, when --redis is not given.",
-    )(command)
+    command = host.state_option("State directory of the running `stockade up`, when --redis is not given.")(
+        command
+    )
     return click.option("--redis", envvar="STOCKADE_REDIS", help="Address of Redis, as in STOCKADE_REDIS.")(
         command
     )

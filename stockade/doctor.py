@@ -24,7 +24,7 @@ from pathlib import Path
 import click
 import redis
 
-from stockade import cgroup_trials, trials, valkey
+from stockade import cgroup_trials, host, trials, valkey
 from stockade.valkey_users import User, Users
 
 KERNEL_NEEDED = (5, 12)
@@ -332,14 +332,7 @@ def _print(findings: Iterable[Finding]) -> list[Finding]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON document.")
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    default=Path("/var/lib/stockade"),
-    envvar="STOCKADE_STATE",
-    show_default=True,
-    help="The state directory that the stack will use.",
-)
+@host.state_option("The state directory that the stack will use.")
 @click.option("--redis", "redis_url", envvar="STOCKADE_REDIS", help="Redis or Valkey to examine, as a URL.")
 @click.option(
     "--launcher",

@@ -6,16 +6,29 @@ import pwd
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+
+Command = Callable[..., Any]
 
 SERVICE_USER = "stockade"
 IMAGES = "images"
 """The store of images, below the state directory."""
+STATE = Path("/var/lib/stockade")
+"""The state directory where none is named."""
 _SOCKET_PATH_MAX = 107  # bytes, unix(7)
+
+
+def state_option(what: str) -> Callable[[Command], Command]:
+    """The option ``--state`` of a command, or ``STOCKADE_STATE``; ``what`` says what it is used for."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    return click.option(
+        "--state", type=kind, default=STATE, show_default=True, envvar="STOCKADE_STATE", help=what
+    )
 
 
 def require_root(command: str) -> None:

@@ -27,13 +27,9 @@ _MOST = format_size(Caps().size)
 
 
 def _state(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option(
-        "--state",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("/var/lib/stockade"),
-        show_default=True,
-        help="State directory of `stockade up` or `stockade run`; the images are below it.",
-    )(command)
+    return host.state_option("State directory of `stockade up` or `stockade run`; the images are below it.")(
+        command
+    )
 
 
 @contextmanager

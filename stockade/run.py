@@ -93,13 +93,7 @@ class Run:
 @click.option(
     "--json", "as_json", is_flag=True, help="Capture the output; print it, outcome and usage as JSON."
 )
-@click.option(
-    "--state",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("/var/lib/stockade"),
-    show_default=True,
-    help="Directory to work in, on a file system with idmapped mounts.",
-)
+@host.state_option("Directory to work in, on a file system with idmapped mounts.")
 def run(
     command: tuple[str, ...],
     policy: str,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from stockade import host
 from stockade.client import ApiError, Client, StockadeError, Unreachable
 from stockade.client.access import KEY_VARIABLE, URL_VARIABLE
 from stockade.job_options import refusal
@@ -27,15 +28,9 @@ class ServiceError(click.ClickException):
 
 def where(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which service is meant."""
-    state = click.Path(file_okay=False, path_type=Path)
-    command = click.option(
-        "--state",
-        envvar="STOCKADE_STATE",
-        type=state,
-        default=Path("/var/lib/stockade"),
-        show_default=True,
-        help="State directory of the running `stockade up`, for what is not given.",
-    )(command)
+    command = host.state_option("State directory of the running `stockade up`, for what is not given.")(
+        command
+    )
     command = click.option("--key", envvar=KEY_VARIABLE, help=f"API key; better in {KEY_VARIABLE}.")(command)
     return click.option("--url", envvar=URL_VARIABLE, help=f"Address of the API, as in {URL_VARIABLE}.")(
         command

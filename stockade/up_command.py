@@ -32,13 +32,7 @@ def _networks(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 @click.command()
-@click.option(
-    "--state",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("/var/lib/stockade"),
-    show_default=True,
-    help="Directory of everything that is kept: jobs, keys, logs.",
-)
+@host.state_option("Directory of everything that is kept: jobs, keys, logs.")
 @click.option("--listen", default="127.0.0.1:8000", show_default=True, help="HOST:PORT of the API.")
 @click.option("--slots", type=click.IntRange(1), help="Sandboxes at one time. [default: twice the cores]")
 @click.option(

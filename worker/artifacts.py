@@ -28,7 +28,9 @@ def collect(session: Session, attempt: Attempt, policy: Policy, store: Store) ->
     artifacts: list[Artifact] = []
     errors: list[ArtifactError] = []
     told: list[dict[str, str]] = []
-    left = policy.outputs_bytes
+    room = store.artifact_room(attempt.job.tenant)
+    left = most = policy.outputs_bytes if room is None else min(policy.outputs_bytes, room)
+    refused = _too_large if most == policy.outputs_bytes else _over_budget
     for file in session.collect(patterns, policy.outputs_max, policy.outputs_bytes, told):
         with open(file.fd, "rb") as content:
             if not _is_text(file.path):
@@ -36,7 +38,7 @@ def collect(session: Session, attempt: Attempt, policy: Policy, store: Store) ->
                 continue
             data = content.read(left + 1)
         if len(data) > left:
-            errors.append(_too_large(file.path, policy.outputs_bytes))
+            errors.append(refused(file.path, most))
             continue
         left -= len(data)
         store.put_artifact(attempt, file.path, data)
@@ -64,3 +66,10 @@ def _no_text(path: str) -> ArtifactError:
 def _too_large(path: str, most: int) -> ArtifactError:
     message = f"With it the files would have more than the {most} bytes that the policy lets be kept."
     return ArtifactError(path=path, error="too_large", message=message)
+
+
+def _over_budget(path: str, most: int) -> ArtifactError:
+    message = (
+        f"With it the files would have more than the {most} bytes that are left of the budget artifact_bytes."
+    )
+    return ArtifactError(path=path, error="over_budget", message=message)

@@ -207,8 +207,10 @@ def test_artifact_bytes(store: Store, redis: Redis, project: Tenant, sibling: Te
     job_id = submit(store, whose)
     attempt = store.claim(job_id, 1, "w")
     assert attempt is not None
+    assert store.artifact_room(project.id) == 100
     artifact = Artifact(path="a", size=100, sha256="0" * 64, mode="0644")
     store.finish(attempt, JobResult(outcome=DONE.outcome, artifacts=(artifact,)))
+    assert store.artifact_room(project.id) == 0
     error = refusal(store, project)
     assert (error.budget, error.tenant, error.limit, error.used) == ("artifact_bytes", limit, 100, 100)
     assert store.delete(job_id, whose.id)

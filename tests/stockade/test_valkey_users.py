@@ -112,6 +112,7 @@ def test_every_role_does_its_work(clients: dict[User, Redis], users: Users, proj
             message = heard.get_message(timeout=5)
         assert message["data"].decode() == ids[2]
     back.renew([first, second, third])
+    assert back.artifact_room(project.id) is None
     back.put_artifact(first, "a", b"1")
     assert back.finish(first, RESULT)
     back.fail_attempt(second, OutcomeKind.SANDBOX_ERROR, "It failed.")

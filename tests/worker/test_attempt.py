@@ -169,6 +169,17 @@ def test_artifacts_stop_at_the_policys_bytes(workshop: Workshop, claim: Claim, s
     ]
 
 
+def test_artifacts_stop_at_the_tenants_budget(workshop: Workshop, claim: Claim, store: Store) -> None:
+    """A job that was accepted with some room left does not keep more than that room."""
+    script = "printf 123456 > a; printf 12345 > b; printf 1234 > c"
+    claimed = claim(command=["sh", "-c", script], outputs=["?"])
+    store.redis.hset(f"stockade:tenant:{claimed.job.tenant}", "artifact_bytes", 110)
+    store.redis.hset(f"stockade:load:{claimed.job.tenant}", "artifact_bytes", 100)
+    result = run_attempt(claimed, workshop, Stop())
+    assert [found.path for found in result.artifacts] == ["a", "c"]
+    assert [(error.path, error.error) for error in result.artifact_errors] == [("b", "over_budget")]
+
+
 def test_broken_sandbox_is_our_failure(workshop: Workshop, claim: Claim, launcher: FakeLauncher) -> None:
     """What the launcher could not do is raised with its step and reason; it is never a verdict."""
     launcher.fail = {"op": "failed", "step": "mount", "errno": 28, "subject": "/work", "hint": "free some"}
