@@ -1,3 +1,4 @@
+-- needs: clock
 -- Write a new API key of a project, unless it has too many.
 -- KEYS 1 hash   stockade:key:ID       the key (fields: jobs/keys.py)
 --      2 set    stockade:keys:TENANT  ids of the project's keys
@@ -15,8 +16,7 @@ if redis.call('SCARD', KEYS[2]) >= tonumber(ARGV[8]) then
   end
   if redis.call('SCARD', KEYS[2]) >= tonumber(ARGV[8]) then return -2 end
 end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local now = clock()
 redis.call('HSET', KEYS[1], 'tenant', ARGV[2], 'name', ARGV[3], 'scopes', ARGV[4], 'sha256', ARGV[5],
   'created', now, 'expires', ARGV[6])
 if ARGV[6] ~= '' then redis.call('PEXPIREAT', KEYS[1], ARGV[6] + ARGV[7]) end

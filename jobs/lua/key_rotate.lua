@@ -1,3 +1,4 @@
+-- needs: clock
 -- Give an API key a new secret; the one that it had may work on for a while.
 -- KEYS 1 hash   stockade:key:ID
 -- ARGV 1 tenant whose it must be, "" for any  2 SHA-256 of the new secret  3 ms that the old one still works, 0 for none
@@ -6,8 +7,7 @@
 local key = redis.call('HMGET', KEYS[1], 'tenant', 'sha256', 'expires')
 if not key[1] or (ARGV[1] ~= '' and key[1] ~= ARGV[1]) then return 0 end
 if key[2] == ARGV[2] then return 1 end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local now = clock()
 if key[3] ~= '' and tonumber(key[3]) <= now then return -1 end
 redis.call('HSET', KEYS[1], 'sha256', ARGV[2])
 if tonumber(ARGV[3]) > 0 then

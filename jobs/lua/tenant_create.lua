@@ -1,3 +1,4 @@
+-- needs: clock
 -- Make an organisation with its first project, or one project. All of it exists afterwards, or nothing.
 -- KEYS 1 hash   stockade:tenant_names      name -> id
 --      2 set    stockade:tenant_projects:ID       ids of the organisation's projects
@@ -15,8 +16,7 @@ if ARGV[2] == '' and redis.call('EXISTS', KEYS[3]) == 0 then return -1 end
 if ARGV[2] ~= '' and taken(ARGV[2], ARGV[1]) or taken(ARGV[4], ARGV[3]) then return -2 end
 local created = redis.call('HGET', KEYS[4], 'created')
 if created then return tonumber(created) end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local now = clock()
 local function write(key, id, name, parent)
   redis.call('HSET', key, 'id', id, 'name', name, 'parent', parent, 'created', now, 'weight', 1, 'bounds', '{}')
   redis.call('HSET', KEYS[1], name, id)
