@@ -8,7 +8,7 @@
 local now = clock()
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if not first[1] then return {-1} end
-if tonumber(first[2]) > now then return {first[2] - now} end
+if math.floor(first[2]) > now then return {math.floor(first[2]) - now} end
 redis.call('ZADD', KEYS[1], whole(now + ARGV[1]), first[1])
 return {0, first[1], redis.call('XRANGE', ARGV[3] .. first[1], '-', '+', 'COUNT', ARGV[2]),
   redis.call('HGETALL', ARGV[4] .. first[1])}
