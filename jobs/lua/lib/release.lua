@@ -35,6 +35,7 @@
 local FLOOR = 0.05
 local FIRST = 1
 local PARKED = 5000
+local PARKED_MAX = 128
 local LATE_MAX = 256
 
 local ended_late  -- in lib/ending.lua
@@ -189,18 +190,22 @@ local function count(id, field, by)
 end
 
 -- The project whose turn it is, with the order that it stands in; nil when nobody has anything to release. Tenants
--- that are barred are parked on the way, some at a time.
+-- that are barred are parked on the way, some at a time: this bounds the step, and nobody is parked twice.
 local function next_project(pool, now)
   local groups = 'stockade:order:' .. pool
-  for _ = 1, 64 do
+  for _ = 1, PARKED_MAX do
     local group = redis.call('ZRANGE', groups, 0, 0)[1]
     if not group then return nil end
     local order = groups .. ':' .. group
     local project = redis.call('ZRANGE', order, 0, 0)[1]
     if not project then
       redis.call('ZREM', groups, group)
-    elseif not (group ~= project and park(pool, groups, group, now)) and not park(pool, order, project, now) then
+    elseif group ~= project and park(pool, groups, group, now) then
+      -- its projects stay in their order
+    elseif not park(pool, order, project, now) then
       return project, order
+    elseif redis.call('EXISTS', order) == 0 then
+      redis.call('ZREM', groups, group)
     end
   end
 end
